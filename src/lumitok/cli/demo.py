@@ -1,0 +1,19 @@
+"""``lumitok demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/demo"),
+    fast: Annotated[bool, typer.Option("--fast", help="A few steps, to see that all of it runs.")] = False,
+) -> None:
+    """Train a small tokenizer on this machine and write a report, without any download."""
+    from lumitok.pipelines.demo import run_demo
+
+    report = run_demo(out, fast=fast)
+    typer.echo(f"The report: {report}")

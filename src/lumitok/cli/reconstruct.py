@@ -1,0 +1,32 @@
+"""``lumitok reconstruct``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lumitok.cli.tables import console, table
+
+
+def reconstruct(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Folder of a run, a checkpoint or a tokenizer, or a hub id."
+        ),
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/reconstructions"),
+) -> None:
+    """Encode and decode pictures; write each beside its reconstruction, with PSNR and SSIM."""
+    from lumitok.pipelines.reconstruct import reconstruct_files
+
+    report = reconstruct_files(checkpoint, images, out)
+    listed = table("input beside reconstruction", "PSNR (dB)", "SSIM")
+    for row in report.rows:
+        listed.add_row(str(row.written), f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+    printer = console()
+    printer.print(listed)
+    printer.print(report.how)

@@ -1,0 +1,444 @@
+"""The typed form of a recipe.
+
+A recipe is YAML: it names a model, its data, its discriminator and the stages of its training.
+Every key is a field below, with its meaning and its unit; an unknown key or a wrong value is a
+:class:`~lumitok.errors.LumitokError` that names the key, the nearest right one and the file.
+
+This module imports neither torch nor a model, so that the command line stays quick.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lumitok.errors import LumitokError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values keep the type that is written here."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# Models
+
+
+class EncoderConfig(Section):
+    """A frozen vision foundation model and what is read from it."""
+
+    name: str
+    """A registered short name (``lumitok doctor`` lists them) or ``timm:NAME``."""
+    layers: list[int] = [-1]
+    """Layers to read: 0 the embedding with position, k the raw output of block k, -1 the end."""
+    scale: float = Field(1.0, gt=0)
+    """Side of the encoder's input divided by the side of the picture (2.0: 256 px seen at 512)."""
+    weights: str | None = None
+    """None: the registered weights; ``random``: none at all; otherwise a local file."""
+    sha256: str | None = None
+    """Hash the encoder's weights must have; written when a tokenizer is saved, checked when loaded."""
+    timm_kwargs: dict[str, Any] = {}
+    """Extra arguments for ``timm.create_model``, for example to make a tiny model in a test."""
+
+
+BLOCKS = 6  # Sizes below run over the distance from the last decoder block, the last block first.
+
+
+class VFMVAEConfig(Section):
+    """VFM-VAE (arXiv 2510.18457), Tables 9 and 10; the defaults are the paper's.
+
+    Lists of six run over the distance of a decoder block from the last one, last block first; a
+    decoder with fewer blocks (pictures under 256 px) uses the front of each list.
+    """
+
+    type: Literal["vfm-vae"] = "vfm-vae"
+    encoder: EncoderConfig
+    """The frozen encoder; the paper reads layers [0, 12, -1] of SigLIP2-Large at 512 px."""
+    image_size: int = Field(256, ge=32, multiple_of=32)
+    """Side in pixels of the pictures it is trained on; it sets the number of decoder blocks."""
+    downsampling: Literal[8, 16] = 16
+    """Picture side divided by latent side."""
+    latent_channels: int = Field(32, ge=1)
+    """Channels of the latent z."""
+    projection: Literal["several", "single"] = "several"
+    """``several``: each feature map has its own attention projection, then one fuses them (the
+    released code); ``single``: the maps are concatenated and projected once (the paper's text)."""
+    projected_channels: list[int] = [64, 64, 64]
+    """Channels of each projected feature map, one number a layer of the encoder."""
+    vf_head: bool = True
+    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
+    post_channels: int = Field(512, ge=1)
+    """Channels of Z, the expanded latent that every decoder branch reads."""
+    style_channels: int = Field(512, ge=1)
+    """Channels of the global style w."""
+    block_channels: list[int] = [128, 256, 512, 512, 512, 512]
+    """Channels of each decoder block."""
+    block_kernels: list[int] = [7, 7, 7, 7, 5, 5]
+    """Kernel size of the depthwise convolutions."""
+    block_depths: list[int] = [5, 5, 7, 7, 7, 7]
+    """Modulated ConvNeXt layers in each block."""
+    block_blurs: list[int] = [5, 5, 5, 3, 3, 3]
+    """Size of the fixed blur after each upsampling: 3 or 5."""
+    block_attention: list[int] = [0, 0, 0, 2, 2, 2]
+    """Self-attention blocks at the end of each block."""
+    block_latent_channels: list[int] = [0, 0, 128, 128, 256, 512]
+    """Channels of the spatial branch given to each block; 0: the block does not see the latent."""
+    attention_heads: int = Field(8, ge=1)
+    """Heads of the decoder's self-attention; a head has block channels / heads channels."""
+    layer_scale: float = Field(1e-5, gt=0)
+    """Initial value of the factor on each ConvNeXt layer's residual."""
+    legacy_noise: bool = False
+    """The released weights' constant noise maps; only for importing them."""
+    latents_mean: list[float] | None = None
+    """Channel means of the latent, measured at the end of training."""
+    latents_std: list[float] | None = None
+    """Channel standard deviations (unbiased) of the latent."""
+    latents_count: int | None = None
+    """How many pictures the statistics were measured on."""
+
+    @model_validator(mode="after")
+    def _check(self) -> VFMVAEConfig:
+        if len(self.projected_channels) != len(self.encoder.layers):
+            raise ValueError(
+                f"projected_channels has {len(self.projected_channels)} numbers for "
+                f"{len(self.encoder.layers)} encoder layers; give one number a layer"
+            )
+        lists = [name for name in type(self).model_fields if name.startswith("block_")]
+        for name in lists:
+            value = getattr(self, name)
+            if len(value) != BLOCKS:
+                raise ValueError(f"{name} has {len(value)} numbers; give {BLOCKS}, last block first")
+        for name in ("latents_mean", "latents_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.latent_channels:
+                raise ValueError(f"{name} has {len(value)} numbers for {self.latent_channels} latent channels")
+        return self
+
+
+ModelConfig = VFMVAEConfig
+"""Every kind of tokenizer a recipe can name; it becomes a union over ``type`` as others join."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Data, losses, stages
+
+
+class DataConfig(Section):
+    """Pictures to train on and pictures held out."""
+
+    train: str = ""
+    """A folder of pictures, with or without class folders, or a zip of one."""
+    validation: str | dict[str, str] | None = None
+    """Pictures that are never trained on: another folder or zip, or several by name, measured apart."""
+    holdout: int = Field(0, ge=0)
+    """Without ``validation``: how many pictures of ``train`` to hold out, chosen by ``holdout_seed``."""
+    holdout_seed: int = 0
+    preparation: Literal["random-square", "center-crop"] = "random-square"
+    """``random-square``: VFM-VAE's, a square of 0.5 to 1 times the short side at a random place,
+    resized with Lanczos; ``center-crop``: ADM's centre crop."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Side of the random square divided by the picture's short side."""
+    flip: bool = True
+    """Mirror half of the training pictures."""
+    min_side: int = Field(0, ge=0)
+    """Leave out pictures whose short side is below this many pixels (the paper: 256)."""
+    workers: int = Field(2, ge=0)
+    """Processes that open pictures."""
+
+
+class LossConfig(Section):
+    """Weights of the generator's losses; a loss of weight 0 is not built. Equations stand with each
+    loss in ``lumitok.losses``."""
+
+    l1: float = Field(0.0, ge=0)
+    lpips: float = Field(0.0, ge=0)
+    """LPIPS on VGG16; needs its weights (``lumitok doctor`` says whether they are at hand)."""
+    feature_distance: float = Field(0.0, ge=0)
+    """Perceptual distance on the features of ``feature_distance_encoder``. Not LPIPS."""
+    feature_distance_encoder: EncoderConfig | None = None
+    multi_resolution_l1: float = Field(0.0, ge=0)
+    """L1 of the image at every lower resolution, weight of each."""
+    multi_resolution_until: int | None = Field(None, ge=0)
+    """Number of images seen after which ``multi_resolution_l1`` is 0; None: never."""
+    kl: float = Field(0.0, ge=0)
+    vf: float = Field(0.0, ge=0)
+    """VF loss (cosine and distance matrix) between the projected latent and the encoder."""
+    vf_adaptive: bool = True
+    """Multiply ``vf`` by the ratio of gradient norms, reconstruction over VF."""
+    vf_distance_margin: float = 0.0
+    vf_cosine_margin: float = 0.0
+    gan: float = Field(0.0, ge=0)
+    """Adversarial loss of the generator."""
+    gan_from: int = Field(0, ge=0)
+    """Number of images seen before the discriminator joins."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.feature_distance > 0 and self.feature_distance_encoder is None:
+            raise ValueError("feature_distance needs feature_distance_encoder: name an encoder and its layers")
+        return self
+
+
+class DiscriminatorConfig(Section):
+    """A discriminator on a frozen encoder's features (StyleGAN-T's, as VFM-VAE uses it)."""
+
+    encoder: EncoderConfig
+    """The paper's recipe: ``dino-small-patch16``, layers [3, 6, 9, 12, 0]."""
+    input_size: int = Field(224, ge=16)
+    """Side in pixels of what the encoder sees."""
+    crop_probability: float = Field(0.5, ge=0, le=1)
+    """Probability, a batch, of a random crop instead of a resize where the picture is larger."""
+    augment: bool = True
+    """Differentiable augmentation: color, translation, cutout."""
+
+
+class StageConfig(Section):
+    """One stage of the training. All that differs between stages stands here."""
+
+    name: str
+    images: int = Field(gt=0)
+    """Images to see in this stage; divided by ``batch_size`` and rounded down it gives the steps."""
+    batch_size: int = Field(gt=0)
+    """Images a step over all processes and accumulated parts."""
+    generator_lr: float = Field(1e-4, gt=0)
+    discriminator_lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.0, 0.99)
+    """Adam's, for both networks."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """``cosine`` falls to a hundredth of the rate at the end of the stage."""
+    warmup_steps: int = Field(0, ge=0)
+    trainable: list[str] = ["*"]
+    """Patterns of parameter names that this stage trains, such as ``blocks.*``; the frozen encoder
+    is never among them."""
+    losses: LossConfig
+
+
+class TrainingConfig(Section):
+    """The engine's settings: nothing here changes what is learnt, apart from seed and precision."""
+
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bfloat16 autocast where the processor has fast bfloat16, else float32."""
+    accumulation: int = Field(1, ge=1)
+    """Parts a step's batch is divided into, to save memory."""
+    ema_half_life: int = Field(160_000, gt=0)
+    """Images after which an old weight counts half in the average."""
+    ema_ramp: float = Field(0.05, gt=0)
+    """The half-life is at most this share of the images seen so far."""
+    log_every: int = Field(50, gt=0)
+    """Steps between log lines."""
+    grid_every: int = Field(500, ge=0)
+    """Steps between grids of reconstructions; 0: only at the end."""
+    validate_every: int = Field(500, ge=0)
+    """Steps between measurements on the held-out pictures; 0: only at the end."""
+    validation_images: int = Field(256, gt=0)
+    """At most this many held-out pictures are measured."""
+    checkpoint_every: int = Field(1000, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = Field(2, gt=0)
+    """Checkpoints kept."""
+    statistics_images: int = Field(10_000, gt=0)
+    """Images on which the latent's statistics are measured at the end."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = ""
+    """Name of the recipe, from its file."""
+    about: str = ""
+    """What it is for: one sentence for ``lumitok recipes``."""
+    out: str = ""
+    """Folder of the run; default ``runs/`` and the recipe's name."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    discriminator: DiscriminatorConfig | None = None
+    stages: list[StageConfig] = Field(min_length=1)
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        for stage in self.stages:
+            if stage.losses.gan > 0 and self.discriminator is None:
+                raise ValueError(f"stage '{stage.name}' has a gan loss; describe the discriminator or set gan to 0")
+            if stage.losses.vf > 0 and not self.model.vf_head:
+                raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
+            if stage.batch_size % self.training.accumulation:
+                raise ValueError(
+                    f"stage '{stage.name}': batch_size {stage.batch_size} is not a multiple of "
+                    f"training.accumulation {self.training.accumulation}"
+                )
+        return self
+
+
+# ------------------------------------------------------------------------------------------------
+# Reading
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, such as ``vfm-vae/demo``."""
+    return sorted(p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a shipped recipe, or of a YAML file named by its path."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            beside = [str(p) for p in (*path.parent.glob("*.yaml"), *path.parent.glob("*.yml"))]
+            raise LumitokError(f"there is no recipe file '{name}'{nearest(name, beside)}")
+        return path
+    names = recipe_names()
+    if name not in names:
+        raise LumitokError(f"there is no recipe '{name}'{nearest(name, names)} (`lumitok recipes` lists all)")
+    return RECIPES / f"{name}.yaml"
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by name or path and apply ``key=value`` overrides.
+
+    Args:
+        name: a shipped recipe's name or the path of a YAML file.
+        overrides: such as ``data.train=photos`` or ``stages.0.batch_size=16``; values are YAML.
+    """
+    path = recipe_path(name)
+    tree = _read(path)
+    tree.setdefault("name", path.stem if name.endswith((".yaml", ".yml")) else name)
+    for override in overrides:
+        _override(tree, override)
+    return _validate(tree, source=str(name))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML: every key, defaults included."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
+    return text
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe."""
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML file over the recipe that its ``base`` names."""
+    path = path.resolve()
+    if path in seen:
+        raise LumitokError(f"recipe {path} is its own base: {' -> '.join(str(p) for p in (*seen, path))}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LumitokError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise LumitokError(f"{path} is not a recipe: it holds a {type(tree).__name__}, not keys and values")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if str(base).endswith((".yaml", ".yml")):
+        base = path.parent / str(base)  # A file is named from where the recipe lies.
+    parent = _read(recipe_path(str(base)), (*seen, path))
+    parent.pop("name", None)
+    merged: dict[str, Any] = _merge(parent, tree)
+    return merged
+
+
+def _merge(base: Any, change: Any) -> Any:
+    """Lay ``change`` over ``base``: sections key by key; a section of numbers over a list, item by item."""
+    if isinstance(base, dict) and isinstance(change, dict):
+        return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in change.items()}}
+    if isinstance(base, list) and isinstance(change, dict):
+        items = list(base)
+        for key, value in change.items():
+            place = _index(items, str(key), f"{key}: {value}")
+            items[place] = _merge(items[place], value)
+        return items
+    return change
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise LumitokError(f"'{override}' is not key=value, for example data.train=photos")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text.
+        try:
+            value = float(value) if value[:1].isdigit() else value
+        except ValueError:
+            pass
+    node: Any = tree
+    *path, last = key.split(".")
+    for depth, step in enumerate(path):
+        if isinstance(node, list):
+            node = node[_index(node, step, override)]
+        else:
+            if node.get(step) is None:
+                node[step] = {}
+            node = node[step]
+        if not isinstance(node, dict | list):
+            raise LumitokError(f"'{override}': {'.'.join(path[: depth + 1])} has no keys below it")
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], step: str, override: str) -> int:
+    if not step.isdigit() or int(step) >= len(items):
+        raise LumitokError(f"'{override}': '{step}' is not a place in a list of {len(items)} (0 to {len(items) - 1})")
+    return int(step)
+
+
+def _validate(tree: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise LumitokError(_sentence(error, source)) from None
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    """Say the first thing that is wrong with a recipe in one sentence; a misspelt key before all else."""
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    where = ".".join(str(step) for step in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"recipe {source}: there is no key '{where}'{nearest(str(first['loc'][-1]), _keys(first['loc']))}"
+    if first["type"] == "missing":
+        return f"recipe {source}: the key '{where}' is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
+    return f"recipe {source}: {where + ': ' if where else ''}{message[:1].lower() + message[1:]}{got}"
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that are right beside the wrong one at ``location``."""
+    kind: Any = Recipe
+    for step in location[:-1]:
+        if isinstance(step, str):
+            kind = kind.model_fields[step].annotation
+        kind = _section_of(kind)
+        if kind is None:
+            return []
+    return list(kind.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """Find the section class inside an annotation such as ``list[StageConfig]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, Annotated):
+        for part in typing.get_args(annotation):
+            found = _section_of(part)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,79 @@
+"""From a picture of any size to a square of pixels, at random or not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Preparation = Literal["random-square", "center-crop"]
+
+
+def prepare(
+    image: Image.Image,
+    size: int,
+    preparation: Preparation,
+    *,
+    crop_scale: tuple[float, float],
+    flip: bool,
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """Crop a picture to a square, resize it, and perhaps mirror it.
+
+    Args:
+        image: RGB.
+        size: side of the result in pixels.
+        preparation: ``random-square`` (VFM-VAE) or ``center-crop`` (ADM).
+        crop_scale: bounds of the random square's side, divided by the picture's short side.
+        flip: mirror the picture with probability one half.
+        rng: the only source of chance; see :func:`augmentation_rng`.
+
+    Returns:
+        (size, size, 3), values 0 to 255.
+    """
+    if preparation == "random-square":
+        image = random_square(image, size, crop_scale, rng)
+    else:
+        image = center_crop(image, size)
+    if flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image, dtype=np.uint8)
+
+
+def random_square(
+    image: Image.Image, size: int, crop_scale: tuple[float, float], rng: np.random.Generator
+) -> Image.Image:
+    """Cut a square of ``U(crop_scale)`` times the short side at a random place; Lanczos to ``size``."""
+    short = min(image.size)
+    side = min(short, max(1, round(short * rng.uniform(*crop_scale))))
+    left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
+    # Cropped first: resize(box=...) would let the filter see pixels outside of the square.
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cut the centre square as ADM does (guided-diffusion's preparation of ImageNet).
+
+    Halve with a box filter while the short side is at least twice ``size``, resize the short side to
+    ``size`` with a bicubic filter, cut the centre.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the generator for one picture in one epoch: no worker, rank or batch enters it."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch, index))))
+
+
+def order_rng(seed: int, epoch: int) -> np.random.Generator:
+    """Return the generator for the order of the pictures in one epoch."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,))))

@@ -1,0 +1,1 @@
+"""Foreign checkpoints: their keys in, our keys out, one file a system."""

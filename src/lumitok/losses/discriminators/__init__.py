@@ -1,0 +1,1 @@
+"""Discriminators and the augmentation of what they see."""

@@ -1,0 +1,1 @@
+"""Layers and helpers that two or more rooms use."""

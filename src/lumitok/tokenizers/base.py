@@ -1,0 +1,275 @@
+"""The contract every tokenizer keeps: what diffusers users know, with the encoder left out of the file.
+
+pictures (B, 3, H, W) in [-1, 1]  --encode-->  posterior over z (B, C, h, w), raw
+z (B, C, h, w), raw               --decode-->  pictures in [-1, 1], unbounded
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lumitok.config import Section
+from lumitok.data.latents import LatentSpec
+from lumitok.errors import LumitokError, nearest
+from lumitok.foundation import FoundationEncoder
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+ENCODER_WEIGHTS = "encoder.safetensors"
+
+
+class Tokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Base of all tokenizers; :meth:`from_pretrained` on it opens any of them.
+
+    A subclass sets ``Settings`` (its typed config), builds itself from it, and has ``encode``,
+    ``decode`` and ``parts``. A frozen foundation encoder lives in ``encoder``: it is named in
+    ``config.json`` with a hash of its weights and not copied into the weights file.
+    """
+
+    config_name = "config.json"
+    Settings: ClassVar[type[Section]]
+    _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
+    encoder: FoundationEncoder
+    settings: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Tokenizer._kinds[cls.__name__] = cls
+
+    def __init__(self, settings: Section, encoder: FoundationEncoder) -> None:
+        super().__init__()
+        self.settings = settings
+        self.encoder = encoder
+        self.register_to_config(**settings.model_dump(mode="json"))
+
+    def __getattr__(self, name: str) -> Any:
+        # diffusers would look a name up in the config before the modules, and both have an `encoder`.
+        return nn.Module.__getattr__(self, name)
+
+    # --------------------------------------------------------------------------------------------
+    # What a tokenizer must have
+
+    @abstractmethod
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """Pictures (B, 3, H, W) in [-1, 1] -> an object with ``latent_dist`` over raw z (B, C, h, w)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
+        """Raw z (B, C, h, w) -> an object with ``sample``, pictures (B, 3, H, W) in [-1, 1], not clamped."""
+
+    @abstractmethod
+    def reconstruct(
+        self, x: Tensor, sample_posterior: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Pictures of any size in [-1, 1] -> their reconstructions, clamped to [-1, 1]."""
+
+    @abstractmethod
+    def balance_parameter(self) -> nn.Parameter:
+        """The parameter at which gradient norms are compared when a loss's weight adapts."""
+
+    # --------------------------------------------------------------------------------------------
+    # What is trained
+
+    def trainable_names(self) -> list[str]:
+        """Names of all parameters outside the frozen encoder."""
+        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
+
+    def parts(self) -> dict[str, int]:
+        """Count the parameters outside the frozen encoder, part by part: top-level module, or block."""
+        counts: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            steps = name.split(".")
+            if steps[0] == "encoder":
+                continue
+            part = ".".join(steps[:2]) if steps[0] == "blocks" else steps[0]
+            counts[part] = counts.get(part, 0) + parameter.numel()
+        return counts
+
+    # --------------------------------------------------------------------------------------------
+    # The latent
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """Shape and statistics of the latents of pictures of ``config.image_size``."""
+        side = self.config.image_size // self.config.downsampling
+        mean, std = self.config.latents_mean, self.config.latents_std
+        return LatentSpec(
+            channels=self.config.latent_channels,
+            height=side,
+            width=side,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+            tokenizer=self.fingerprint(),
+        )
+
+    def set_latent_statistics(self, mean: Tensor, std: Tensor, count: int) -> None:
+        """Store the latent's channel statistics; they are saved in ``config.json``."""
+        values = {"latents_mean": mean.tolist(), "latents_std": std.tolist(), "latents_count": count}
+        self.settings = self.settings.model_copy(update=values)
+        self.register_to_config(**values)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights, trained and frozen: equal latents need equal fingerprints."""
+        digest = hashlib.sha256(self.encoder.weights_hash().encode())
+        for name, tensor in sorted(self._own_state().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _own_state(self) -> dict[str, Tensor]:
+        return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}
+
+    # --------------------------------------------------------------------------------------------
+    # Files
+
+    def save_pretrained(self, save_directory: str | Path, bundle_encoder: bool = False, **_: Any) -> None:
+        """Write ``config.json`` and the weights as safetensors.
+
+        Args:
+            save_directory: folder to write to, made if need be.
+            bundle_encoder: also write the frozen encoder's weights, so that the folder needs nothing
+                else. An encoder with random weights is always written: nobody else has them.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        bundle_encoder = bundle_encoder or self.settings.encoder.weights == "random"
+        encoder = self.settings.encoder.model_copy(update={"sha256": self.encoder.weights_hash()})
+        self.register_to_config(encoder=encoder.model_dump(mode="json"))
+        save_file(_contiguous(self._own_state()), folder / WEIGHTS, metadata={"format": "pt"})
+        if bundle_encoder:
+            state = _contiguous(self.encoder.state_dict())
+            save_file(state, folder / ENCODER_WEIGHTS, metadata={"format": "pt"})
+        else:
+            (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
+        self.save_config(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        encoder_weights: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        **_: Any,
+    ) -> Self:
+        """Open a saved tokenizer, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a model id on the Hugging Face hub.
+            encoder_weights: a local file of the frozen encoder's weights, in place of the one named
+                in the config; it must have the same hash.
+            torch_dtype: type to convert the weights to.
+            subfolder: folder below it that holds the tokenizer.
+            revision: revision on the hub.
+
+        Raises:
+            LumitokError: the folder is not a tokenizer, a key is missing or left over, or the
+                encoder's weights are not those it was trained with.
+        """
+        folder = _locate(str(pretrained_model_name_or_path), revision) / (subfolder or "")
+        config = _read_config(folder)
+        kind = str(config.pop("_class_name", ""))
+        if kind not in cls._kinds:
+            raise LumitokError(f"{folder} holds a '{kind}', not a tokenizer{nearest(kind, cls._kinds)}")
+        chosen = cls._kinds[kind]
+        if not issubclass(chosen, cls):
+            raise LumitokError(f"{folder} holds a {kind}, not a {cls.__name__}; open it with Tokenizer")
+        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        if encoder_weights is not None:
+            values["encoder"] = {**values["encoder"], "weights": encoder_weights}
+        settings = chosen.Settings.model_validate(values)
+        bundled = folder / ENCODER_WEIGHTS
+        if bundled.is_file() and encoder_weights is None:
+            tokenizer = chosen.from_settings(settings, load_weights=False)
+            _load_strictly(tokenizer.encoder, _open(bundled), str(bundled))
+            tokenizer.check_encoder()
+        else:
+            tokenizer = chosen.from_settings(settings)
+        _load_strictly(tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but="encoder.")
+        tokenizer.eval()
+        return tokenizer if torch_dtype is None else tokenizer.to(torch_dtype)  # type: ignore[return-value]
+
+    @classmethod
+    def from_settings(cls, settings: Any, *, load_weights: bool = True) -> Self:
+        """Build a tokenizer, its own weights random, its encoder's loaded unless told otherwise."""
+        encoder = FoundationEncoder(settings.encoder, load_weights=load_weights)
+        tokenizer = cls(settings, encoder)
+        if load_weights:
+            tokenizer.check_encoder()
+        return tokenizer
+
+    def check_encoder(self) -> None:
+        """Raise a LumitokError where the encoder's weights are not those named in the config."""
+        wanted = self.settings.encoder.sha256
+        if wanted is not None and self.encoder.weights_hash() != wanted:
+            raise LumitokError(
+                f"the weights of the encoder '{self.settings.encoder.name}' have the hash "
+                f"{self.encoder.weights_hash()[:12]}, but this tokenizer was trained with {wanted[:12]}; "
+                f"give the right file as encoder_weights"
+            )
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise LumitokError(f"there is no folder '{name}', and it is not a hub id such as 'name/model'")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"])
+    except Exception as error:  # The hub client has dozens of kinds of failure; all mean the same here.
+        raise LumitokError(
+            f"there is no folder '{name}', and the hub did not give a model of that name "
+            f"({type(error).__name__}); check the name, the network, or download it by hand"
+        ) from None
+    return Path(found)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise LumitokError(f"{folder} is not a tokenizer: it has no config.json")
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def _open(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise LumitokError(f"the weights {path} are missing")
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise LumitokError(f"{path} is damaged: {error}") from None
+    return state
+
+
+def _load_strictly(module: nn.Module, state: dict[str, Tensor], source: str, but: str | None = None) -> None:
+    """Load a state, reporting every key that is missing, left over or of another shape."""
+    wanted = {n: t for n, t in module.state_dict().items() if but is None or not n.startswith(but)}
+    faults = [f"missing {n}" for n in wanted if n not in state]
+    faults += [f"unexpected {n}" for n in state if n not in wanted]
+    faults += [
+        f"{n} is {tuple(state[n].shape)}, not {tuple(wanted[n].shape)}"
+        for n in wanted
+        if n in state and state[n].shape != wanted[n].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise LumitokError(f"{source} does not fit the model: {shown}")
+    module.load_state_dict(state, strict=False)
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

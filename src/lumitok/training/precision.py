@@ -1,0 +1,88 @@
+"""Which number format a run computes in, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lumitok.errors import LumitokError
+
+# Flags of x86 processors that multiply bfloat16 matrices in hardware, as Linux and torch name them.
+FAST_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a run computes in; the weights themselves are always float32."""
+
+    dtype: torch.dtype
+    """``torch.float32``: no autocast; ``torch.bfloat16``: autocast to it."""
+    channels_last: bool
+    """Whether pictures and convolutions lie channels last in memory, which bfloat16 kernels prefer."""
+    reason: str
+    """Half a sentence for people: why this one."""
+
+
+def default_device() -> torch.device:
+    """Return where a run computes: the first accelerator, or the processor where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(setting: Literal["auto", "fp32", "bf16"], device: torch.device | str) -> Precision:
+    """Choose the precision of a run on ``device``.
+
+    Args:
+        setting: ``auto`` takes bfloat16 where the hardware computes it faster than float32 (an x86
+            processor with AMX or AVX512-BF16, a CUDA device of compute capability 8 or newer) and float32
+            everywhere else; ``fp32`` and ``bf16`` are taken as they are.
+        device: where the run computes.
+
+    Raises:
+        LumitokError: ``bf16`` is asked of a device that cannot compute it.
+    """
+    kind = torch.device(device).type
+    fast, why = _fast_bfloat16(torch.device(device))
+    if setting == "fp32":
+        return Precision(torch.float32, channels_last=False, reason="the recipe asks for float32")
+    if setting == "bf16":
+        if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=True):
+            raise LumitokError(f"precision is bf16, but {why}; set training.precision to fp32 or auto")
+        return Precision(torch.bfloat16, channels_last=True, reason=f"the recipe asks for bfloat16; {why}")
+    if fast:
+        return Precision(torch.bfloat16, channels_last=True, reason=why)
+    return Precision(torch.float32, channels_last=False, reason=why)
+
+
+def _fast_bfloat16(device: torch.device) -> tuple[bool, str]:
+    """Say whether ``device`` computes bfloat16 faster than float32, and how that is known."""
+    if device.type == "cpu":
+        found = [name for flag, name in FAST_BFLOAT16.items() if flag in _cpu_flags()]
+        if found:
+            return True, f"the processor has {' and '.join(found)}"
+        return False, "the processor has neither AMX nor AVX512-BF16, so bfloat16 would be slower"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8 and torch.cuda.is_bf16_supported(including_emulation=False):
+            return True, f"{name} has compute capability {major}.{minor}"
+        return False, f"{name} has compute capability {major}.{minor}, and fast bfloat16 begins at 8.0"
+    return False, f"on {device.type} float32 is the safe choice"
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Return which of the processor's features are known, by the names Linux gives them."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # Older torch has none.
+    if capabilities is not None:
+        return frozenset(name for name, present in capabilities().items() if present is True)
+    listing = Path("/proc/cpuinfo")
+    if not listing.is_file():
+        return frozenset()
+    for line in listing.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
