@@ -1,10 +1,35 @@
-"""Image tokenizers for latent diffusion, built on frozen vision foundation models.
+"""lumitok: image tokenizers for latent diffusion.
 
-The rooms, in the order in which they import one another: ``nn``, ``data``, ``foundation``,
-``tokenizers`` and ``losses``, ``evaluation``, ``training``, ``pipelines``, ``cli``. This module imports
-none of them, so that ``import lumitok`` costs nothing.
+    from lumitok import Tokenizer
+    tokenizer = Tokenizer.from_pretrained("runs/demo/run/tokenizer")
+
+Importing the package loads neither torch nor a model; the names below load on first use.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lumitok.data.latents import LatentSpec
+    from lumitok.errors import LumitokError
+    from lumitok.foundation import FoundationEncoder
+    from lumitok.tokenizers import VFMVAE, Tokenizer
+
 __version__ = "0.1.0"
+__all__ = ["VFMVAE", "FoundationEncoder", "LatentSpec", "LumitokError", "Tokenizer", "__version__"]
+
+_HOME = {
+    "FoundationEncoder": "lumitok.foundation",
+    "LatentSpec": "lumitok.data.latents",
+    "LumitokError": "lumitok.errors",
+    "Tokenizer": "lumitok.tokenizers",
+    "VFMVAE": "lumitok.tokenizers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'lumitok' has no attribute '{name}'")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 import lumitok
@@ -89,6 +90,21 @@ def test_info_prints_a_table(tiny_recipe: dict[str, Any], tmp_path: Path) -> Non
     assert "4 channels of 2 x 2" in text
     for row in ("mapping", "blocks.0", "trainable", "frozen encoder", "discriminator", "GMACs"):
         assert row in text
+
+
+def test_reconstruct_prints_a_row_a_picture(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    from lumitok.config import Recipe
+    from lumitok.tokenizers import build_tokenizer
+
+    build_tokenizer(Recipe.model_validate(tiny_recipe).model).save_pretrained(tmp_path / "tokenizer")
+    pictures = [tmp_path / "one.png", tmp_path / "two.png"]
+    for side, path in zip((40, 70), pictures, strict=True):
+        Image.new("RGB", (side, 2 * side), "teal").save(path)
+    out = tmp_path / "out"
+    text = run("reconstruct", str(tmp_path / "tokenizer"), *map(str, pictures), "--out", str(out))
+    assert {path.name for path in out.iterdir()} == {"one-reconstruction.png", "two-reconstruction.png"}
+    for word in ("one-reconstruction.png", "two-reconstruction.png", "PSNR (dB)", "SSIM", "ADM's crop"):
+        assert word in text
 
 
 def test_doctor_says_what_is_here() -> None:

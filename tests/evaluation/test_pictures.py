@@ -118,6 +118,10 @@ def test_the_dark_sheet_is_dark_and_both_are_neutral() -> None:
 def test_a_picture_keeps_its_shape_in_its_cell() -> None:
     sheet = grid([[Image.new("RGB", (32, 8), RED)]], cell=64)
     assert area(sheet, RED)[0] == 64 * 16
+    full = area(grid([[plain(RED)]], cell=64), RED)
+    tall = area(grid([[Image.new("RGB", (8, 32), RED)]], cell=64), RED)
+    assert (tall[1] - full[1], tall[2] - full[2]) == (24, 0)
+    assert area(sheet, RED)[2] - full[2] == 24
 
 
 def test_a_sheet_of_nothing_or_with_wrong_labels_is_refused() -> None:

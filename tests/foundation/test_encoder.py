@@ -16,6 +16,7 @@ from lumitok.config import EncoderConfig
 from lumitok.errors import LumitokError
 from lumitok.foundation import Features, FoundationEncoder
 from lumitok.foundation.registry import ENTRIES
+from lumitok.foundation.weights import hash_weights
 
 VIT = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 64}
 PATCH14 = {**VIT, "img_size": 56}
@@ -217,6 +218,8 @@ def test_sizes_that_do_not_fit_name_the_nearest_that_do() -> None:
         match=r"250 x 256 .*seen at 1\.75 times.*multiples of 14.*heights that fit are 248 and 256$",
     ):
         encoder(torch.rand(1, 3, 250, 256))
+    with pytest.raises(LumitokError, match=r"widths that fit are 256 and 264$"):
+        encoder.check_size(256, 257)
     with pytest.raises(LumitokError, match=r"heights that fit are 434 and 448$"):
         encoder(torch.rand(1, 3, 440, 448), scaled=False)
     with pytest.raises(LumitokError, match=r"widths that fit are 16$"):
@@ -272,3 +275,5 @@ def test_hash_follows_every_weight() -> None:
         encoder.model.blocks[1].attn.qkv.bias[0] += 1e-7
     assert encoder.weights_hash() != first
     assert other.to(torch.bfloat16).weights_hash() != first
+    zeros = [hash_weights([("w", torch.zeros(2, dtype=dtype))]) for dtype in (torch.float32, torch.int32)]
+    assert zeros[0] != zeros[1]

@@ -12,7 +12,7 @@ RecipeName = Annotated[
 Changes = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Changes to the recipe, such as data.train=photos stages.0.batch_size=16.",
         show_default=False,
     ),

@@ -6,7 +6,7 @@ from lumitok.cli.tables import console, table
 
 
 def doctor() -> None:
-    """Say what this machine has: devices, precision, versions, and the weights at hand."""
+    """Say what this machine has, and which weights."""
     from lumitok.pipelines.doctor import examine
 
     findings = examine()

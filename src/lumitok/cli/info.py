@@ -23,7 +23,10 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print a tokenizer's parameters, part by part, its latent's shape and its cost in MACs."""
+    """Print a tokenizer's parameters, latent and cost.
+
+    No weights are needed. The cost is counted in multiply-accumulates (MACs) for one picture.
+    """
     from lumitok.pipelines.information import inform
 
     information = inform(name)

@@ -17,10 +17,13 @@ def reconstruct(
             metavar="CHECKPOINT", help="Folder of a run, a checkpoint or a tokenizer, or a hub id."
         ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures of any size.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/reconstructions"),
 ) -> None:
-    """Encode and decode pictures; write each beside its reconstruction, with PSNR and SSIM."""
+    """Write pictures beside their reconstructions.
+
+    Pictures of any size are centre-cropped to the tokenizer's; PSNR and SSIM are printed.
+    """
     from lumitok.pipelines.reconstruct import reconstruct_files
 
     report = reconstruct_files(checkpoint, images, out)

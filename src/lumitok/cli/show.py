@@ -8,7 +8,7 @@ from lumitok.cli.arguments import Changes, RecipeName
 
 
 def show(recipe: RecipeName, changes: Changes = None) -> None:
-    """Print a recipe as it will be used: every key, defaults and changes included."""
+    """Print a recipe in full, defaults and changes included."""
     from lumitok.config import dump_recipe, load_recipe
 
     typer.echo(dump_recipe(load_recipe(recipe, changes or ())), nl=False)

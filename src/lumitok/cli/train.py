@@ -16,7 +16,10 @@ def train(
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint, exactly where it stopped.")
     ] = False,
 ) -> None:
-    """Train a tokenizer."""
+    """Train a tokenizer.
+
+    The run's folder is the recipe's `out`, runs/NAME by default.
+    """
     from lumitok.config import load_recipe
 
     resolved = load_recipe(recipe, changes or ())  # Before torch is imported: a wrong key answers at once.

@@ -99,7 +99,7 @@ def make_demo_pictures(
 ) -> DemoPictures:
     """Write the demo pictures into ``folder``, or take them as they are if they are already complete.
 
-    About 4,300 drawings of OpenMoji on white, nine classes, and crops of nine photos. A tenth of each class
+    About 4,200 drawings of OpenMoji on white, nine classes, and crops of nine photos. A tenth of each class
     of drawings is held out, with all variants of a drawing (skin tone, gender, direction) on one side; so
     are two whole photos. The same packages give the same pictures. They are written beside ``folder`` and
     moved there when all are done, so a folder is complete or does not exist.
@@ -180,13 +180,16 @@ def _write_all(
     counts: dict[str, Counter[str]] = {
         key: Counter() for key in ("train", "held-out/drawings", "held-out/photos")
     }
-    with ThreadPoolExecutor() as threads:  # Resizing and compressing run beside drawing.
+    threads = ThreadPoolExecutor(max_workers=3)  # Resizing and compressing run beside drawing.
+    try:
         pngs = threads.map(lambda drawing: _png(font.draw(drawing.points, side)), drawings)
         for done, (drawing, png) in enumerate(zip(drawings, pngs, strict=True)):
             progress(done, total)
             part = "held-out/drawings" if drawing.held_out else "train"
             _write(folder / part / drawing.class_name / f"{drawing.name}.png", png)
             counts[part][drawing.class_name] += 1
+    finally:
+        threads.shutdown(cancel_futures=True)  # Whoever interrupts does not wait for the rest.
     for done, (part, place, image) in enumerate(_crops(crops, side), start=len(drawings)):
         progress(done, total)
         _write(folder / part / place, _png(image))

@@ -67,9 +67,9 @@ CLASSES = {
     """,
 }
 
-# Trade marks, whose use OpenMoji's licence cannot grant; two likenesses of living people; and two drawings
-# whose letters the font has lost.
-LEFT_OUT = "E040-E07F E0FF F000-F8FF E183 E188 1F17F 1F195"
+# Trade marks, whose use OpenMoji's licence cannot grant; two likenesses of living people; a rude gesture;
+# and two drawings whose letters the font has lost.
+LEFT_OUT = "E040-E07F E0FF F000-F8FF E183 E188 1F595 1F17F 1F195"
 
 # What makes a variant of a drawing and not another one: skin tones, hair, joiners, gender, direction, and
 # the coloured squares that stand for the colour of a flag, a jar or a hexagon.
@@ -115,6 +115,14 @@ SERIES = (
     "E340-E341",
     "E241 E245",  # A switch, on and off.
 )
+
+
+SAME = 0.01
+"""Root mean square difference of two drawings at 24 px, values 0 to 1, under which they look the same."""
+ALIKE = 0.04
+"""The same measure, under which one of them must not be held out while the other is trained on."""
+FILL = 0.94
+"""Length of a drawing divided by the side of its square."""
 
 
 @dataclass(frozen=True)
@@ -269,14 +277,6 @@ def choose_drawings(font: DrawingFont, seed: int = 0) -> tuple[list[Drawing], in
     return sort_drawings(unique, alike, seed=seed), len(same)
 
 
-SAME = 0.01
-"""Root mean square difference of two drawings at 24 px, values 0 to 1, under which they look the same."""
-ALIKE = 0.04
-"""The same measure, under which one of them must not be held out while the other is trained on."""
-FILL = 0.94
-"""Length of a drawing divided by the side of its square."""
-
-
 def needed(module: str) -> ModuleType:
     """Import a module of the ``demo`` extra, or say how to install it."""
     try:
@@ -338,3 +338,6 @@ def _map(font: Any, glyphs: dict[int, str]) -> None:
     table.platformID, table.platEncID, table.language, table.cmap = 3, 10, 0, glyphs
     font["cmap"].tables = [table]
     del font["GSUB"]
+    del font.tables[
+        "COLR"
+    ]  # Read but not changed: without its parsed form it is copied as it lies in the file.

@@ -69,8 +69,7 @@ class LPIPS(nn.Module):
         """
         ours = self.model.net(self.model.scaling_layer(image))
         theirs = self.model.net(self.model.scaling_layer(target))
-        # The package's own forward divides 0 by 0 in the gradient of a zero vector, and takes squares
-        # of small differences in bfloat16 under autocast.
+        # Not the package's own forward: under autocast it squares small differences in bfloat16.
         with torch.autocast(image.device.type, enabled=False):
             layers = [_layer(a, b, lin) for a, b, lin in zip(ours, theirs, self.model.lins, strict=True)]
             return torch.stack(layers).sum(dim=0)

@@ -93,4 +93,4 @@ def adaptive_weight(
     (upper,) = torch.autograd.grad(reconstruction, parameter, retain_graph=True)
     (lower,) = torch.autograd.grad(loss, parameter, retain_graph=True)
     ratio: Tensor = upper.float().norm() / (lower.float().norm() + eps)
-    return (scale * ratio.clamp(0.0, maximum)).detach()
+    return scale * ratio.clamp(0.0, maximum)

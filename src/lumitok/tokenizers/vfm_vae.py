@@ -236,11 +236,12 @@ def modulated_pointwise(
     is the same function, at the cost of an ordinary convolution.
     """
     y = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight[:, :, None, None])
-    if demodulate:
-        with full_precision(x):
-            norm = torch.rsqrt(style.float().square() @ weight.float().square().t() + 1e-8)
-        y = y * norm.to(y.dtype)[:, :, None, None]
-    return y + bias.to(y.dtype)[None, :, None, None]
+    offset = bias.to(y.dtype)[None, :, None, None]
+    if not demodulate:
+        return y + offset
+    with full_precision(x):
+        norm = torch.rsqrt(style.float().square() @ weight.float().square().t() + 1e-8)
+    return torch.addcmul(offset, y, norm.to(y.dtype)[:, :, None, None])
 
 
 class ModulatedConvNeXt(nn.Module):

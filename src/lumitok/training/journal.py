@@ -61,7 +61,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        self.progress.console.print(text, highlight=False, markup=False)
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, place: Place, stage: str) -> None:
         """Move the bar by a step."""

@@ -1,0 +1,102 @@
+"""Every shipped recipe: it reads, its model is built, and it takes a step at a tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lumitok.config import RECIPES, Recipe, load_recipe, recipe_names
+from lumitok.evaluation.curves import read_history
+from lumitok.tokenizers import build_tokenizer
+from lumitok.training import train
+
+SIDE = 64
+
+
+class MadeUpLPIPS(nn.Module):
+    """Stands in for LPIPS, whose 528 MB of weights no test has; its own tests stand in tests/losses."""
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        return (image - target).square().mean(dim=(1, 2, 3))
+
+
+def tiny(encoder: dict[str, Any]) -> dict[str, Any]:
+    """The same layers of an encoder of the same make, random and as narrow as it goes."""
+    if encoder["name"].startswith("efficientnet"):
+        return encoder | {"name": "timm:test_efficientnet", "weights": "random", "sha256": None}
+    depth = max(1, *encoder["layers"])
+    shape = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": depth, "num_heads": 2}
+    return encoder | {"name": "timm:vit_tiny_patch16_224", "weights": "random", "timm_kwargs": shape}
+
+
+def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
+    """One step of two pictures of 64 px with every part of the recipe in it."""
+    tree = recipe.model_dump()
+    model = tree["model"]
+    model |= {
+        "encoder": tiny(model["encoder"]),
+        "image_size": SIDE,
+        "latent_channels": 4,
+        "projected_channels": [8] * len(model["projected_channels"]),
+        "post_channels": 16,
+        "style_channels": 16,
+        "block_channels": [8, 8, 16, 16, 16, 16],
+        "block_depths": [1] * 6,
+        "block_latent_channels": [8 if channels else 0 for channels in model["block_latent_channels"]],
+    }
+    if tree["discriminator"] is not None:
+        tree["discriminator"] |= {"encoder": tiny(tree["discriminator"]["encoder"]), "input_size": 32}
+    for stage in tree["stages"]:
+        stage |= {"images": 2, "batch_size": 2}
+        if stage["losses"]["feature_distance_encoder"] is not None:
+            stage["losses"]["feature_distance_encoder"] = tiny(stage["losses"]["feature_distance_encoder"])
+    tree["data"] |= {"train": str(pictures), "validation": str(pictures), "workers": 0, "min_side": 0}
+    tree["training"] |= {"accumulation": 1, "tracker": "none", "precision": "fp32"}
+    tree["out"] = str(out)
+    return Recipe.model_validate(tree)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def test_there_are_recipes_and_each_says_what_it_is_for() -> None:
+    assert {"vfm-vae/demo", "vfm-vae/imagenet256/1-strong-alignment"} <= set(recipe_names())
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert 20 < len(recipe.about) < 120, name
+        assert (RECIPES / f"{name}.yaml").read_text().startswith("#"), name
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_is_built_at_its_own_size(name: str) -> None:
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(load_recipe(name).model, load_weights=False)
+        size = tokenizer.config.image_size
+        assert tokenizer(torch.empty(1, 3, size, size)).sample.shape == (1, 3, size, size)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_takes_a_step_at_a_tiny_size(
+    name: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lumitok.training.objective.LPIPS", MadeUpLPIPS)
+    recipe = load_recipe(name)
+    run = train(shrink(recipe, pictures, tmp_path / "run"))
+    values = read_history(run / "history.jsonl")[0]["values"]
+    losses = recipe.stages[0].losses
+    for term in ("lpips", "vf", "gan", "multi_resolution_l1"):
+        assert (term in values) == (getattr(losses, term) > 0), term

@@ -1,0 +1,149 @@
+"""The contract: saving, loading, the encoder named by its hash, latent statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lumitok import Tokenizer
+from lumitok.config import VFMVAEConfig
+from lumitok.errors import LumitokError
+from lumitok.tokenizers import VFMVAE, build_tokenizer
+from lumitok.tokenizers.base import ENCODER_WEIGHTS, WEIGHTS
+
+
+@pytest.fixture
+def encoder_file(tiny_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """Weights for the tiny encoder, as a user would have them in a file."""
+    torch.manual_seed(5)
+    encoder = build_tokenizer(VFMVAEConfig(**tiny_recipe["model"])).encoder
+    path = tmp_path / "vit.safetensors"
+    save_file({k: v.contiguous() for k, v in encoder.model.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def tokenizer(tiny_recipe: dict[str, Any], encoder_file: Path) -> Tokenizer:
+    model = tiny_recipe["model"]
+    model["encoder"] = {**model["encoder"], "weights": str(encoder_file)}
+    torch.manual_seed(6)
+    return build_tokenizer(VFMVAEConfig(**model)).eval()
+
+
+def picture() -> torch.Tensor:
+    return torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = Tokenizer.from_pretrained(tmp_path / "saved")
+    assert isinstance(loaded, VFMVAE)
+    assert not loaded.training
+    assert torch.equal(loaded.reconstruct(picture()), tokenizer.reconstruct(picture()))
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+
+
+def test_the_encoder_is_named_by_its_hash_and_not_copied(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    assert not any(name.startswith("encoder.") for name in load_file(tmp_path / WEIGHTS))
+    assert not (tmp_path / ENCODER_WEIGHTS).exists()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["encoder"]["sha256"] == tokenizer.encoder.weights_hash()
+    assert config["_class_name"] == "VFMVAE"
+
+
+def test_another_encoder_s_weights_are_refused(
+    tokenizer: Tokenizer, encoder_file: Path, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    state = load_file(encoder_file)
+    state["patch_embed.proj.bias"] += 1
+    save_file(state, encoder_file)
+    with pytest.raises(LumitokError, match="but this tokenizer was trained with"):
+        Tokenizer.from_pretrained(tmp_path / "saved")
+
+
+def test_the_encoder_s_file_may_have_moved(tokenizer: Tokenizer, encoder_file: Path, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    moved = encoder_file.rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(LumitokError):
+        Tokenizer.from_pretrained(tmp_path / "saved")
+    loaded = Tokenizer.from_pretrained(tmp_path / "saved", encoder_weights=str(moved))
+    assert torch.equal(loaded.reconstruct(picture()), tokenizer.reconstruct(picture()))
+
+
+def test_a_bundled_encoder_needs_no_other_file(
+    tokenizer: Tokenizer, encoder_file: Path, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved", bundle_encoder=True)
+    encoder_file.unlink()
+    loaded = Tokenizer.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded.reconstruct(picture()), tokenizer.reconstruct(picture()))
+
+
+def test_a_random_encoder_is_always_bundled(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(VFMVAEConfig(**tiny_recipe["model"])).eval()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert torch.equal(loaded.reconstruct(picture()), tokenizer.reconstruct(picture()))
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+def test_every_wrong_key_is_reported(tokenizer: Tokenizer, tmp_path: Path, fault: str) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    state = load_file(tmp_path / WEIGHTS)
+    if fault == "missing":
+        del state["mapping.first.bias"]
+    elif fault == "unexpected":
+        state["mapping.third.bias"] = torch.zeros(1)
+    else:
+        state["mapping.first.bias"] = torch.zeros(3)
+    save_file(state, tmp_path / WEIGHTS)
+    said = {
+        "missing": "missing mapping.first.bias",
+        "unexpected": "unexpected mapping.third.bias",
+        "shape": r"mapping.first.bias is \(3,\), not \(16,\)",
+    }
+    with pytest.raises(LumitokError, match=said[fault]):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_folders_that_are_no_tokenizers_say_so(tmp_path: Path) -> None:
+    with pytest.raises(LumitokError, match="has no config.json"):
+        Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(LumitokError, match="there is no folder"):
+        Tokenizer.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"_class_name": "VFMVEA"}')
+    with pytest.raises(LumitokError, match="did you mean 'VFMVAE'"):
+        Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(LumitokError, match="the hub did not give"):
+        Tokenizer.from_pretrained("nobody/nothing")
+
+
+def test_a_damaged_file_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LumitokError, match="is damaged"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_statistics_travel_and_whitening_inverts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(LumitokError, match="no latent statistics"):
+        tokenizer.latent_spec.whiten(torch.zeros(1, 4, 2, 2))
+    mean, std = torch.arange(4.0), torch.arange(4.0) + 0.5
+    tokenizer.set_latent_statistics(mean, std, 99)
+    tokenizer.save_pretrained(tmp_path)
+    spec = Tokenizer.from_pretrained(tmp_path).latent_spec
+    z = torch.randn(3, 4, 2, 2)
+    white = spec.whiten(z)
+    torch.testing.assert_close(white[:, 3], (z[:, 3] - 3.0) / 3.5)
+    torch.testing.assert_close(spec.unwhiten(white), z)
+    with pytest.raises(LumitokError, match="do not fit"):
+        spec.whiten(torch.zeros(1, 5, 2, 2))
+    assert spec.tokenizer == tokenizer.fingerprint()

@@ -1,0 +1,201 @@
+"""VFM-VAE: the paper's counts, shapes over the range of settings, and what a forward pass promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pydantic import ValidationError
+from torch import Tensor
+
+from lumitok.config import VFMVAEConfig, load_recipe
+from lumitok.errors import LumitokError
+from lumitok.tokenizers import VFMVAE, build_tokenizer
+from lumitok.tokenizers.vfm_vae import AttentionProjection, block_count, modulated_pointwise
+
+PAPER = "vfm-vae/imagenet256/1-strong-alignment"
+
+
+@pytest.fixture
+def config(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
+    model: dict[str, Any] = tiny_recipe["model"]
+    return model
+
+
+def build(config: dict[str, Any], **changes: Any) -> VFMVAE:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(VFMVAEConfig(**(config | changes)))
+    assert isinstance(tokenizer, VFMVAE)
+    return tokenizer.eval()
+
+
+def pyramid_encoder(layers: list[int], scale: float = 1.0) -> dict[str, Any]:
+    return {"name": "timm:test_efficientnet", "layers": layers, "scale": scale, "weights": "random"}
+
+
+def test_the_papers_parameter_counts_part_by_part() -> None:
+    with torch.device("meta"):
+        parts = build_tokenizer(load_recipe(PAPER).model, load_weights=False).parts()
+    millions = {name: round(count / 1e6, 2) for name, count in parts.items()}
+    # tokenizers.md of the reference facts, section 2: measured on the official modules.
+    expected = {"projections": 9.74, "fuse": 1.85, "expand": 1.91, "vf_head": 0.03, "spatial": 5.51}
+    blocks = {f"blocks.{i}": m for i, m in enumerate([28.46, 30.04, 29.87, 23.57, 6.12, 2.14])}
+    assert millions == expected | blocks | {"mapping": 0.53}
+    assert sum(parts.values()) / 1e6 == pytest.approx(139.77, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [(32, 3), (64, 4), (96, 4), (128, 5), (256, 6), (512, 6)]
+)
+def test_block_count_follows_the_size_rule(size: int, count: int) -> None:
+    assert block_count(size) == count
+
+
+@pytest.mark.parametrize("downsampling", [8, 16])
+@pytest.mark.parametrize("channels", [16, 32, 64])
+def test_latent_and_pyramid_shapes_at_64_px(config: dict[str, Any], downsampling: int, channels: int) -> None:
+    tokenizer = build(config, image_size=64, downsampling=downsampling, latent_channels=channels)
+    output = tokenizer(torch.rand(2, 3, 64, 64) * 2 - 1)
+    side = 64 // downsampling
+    assert output.latent.shape == (2, channels, side, side)
+    assert [tuple(image.shape) for image in output.pyramid] == [(2, 3, s, s) for s in (8, 16, 32, 64)]
+    assert output.projected.shape == (2, 32, side, side)
+    assert tokenizer.latent_spec.channels == channels
+    assert tokenizer.latent_spec.height == side
+
+
+@pytest.mark.parametrize("size", [128, 256, 512])
+def test_large_pictures_have_the_paper_s_grid(config: dict[str, Any], size: int) -> None:
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(VFMVAEConfig(**(config | {"image_size": size})), load_weights=False)
+        output = tokenizer(torch.empty(1, 3, size, size))
+    count = block_count(size)
+    assert [image.shape[-1] for image in output.pyramid] == [size >> d for d in reversed(range(count))]
+    assert output.latent.shape[-1] == size // 16
+
+
+def test_feature_maps_of_different_sizes_meet_on_the_latent_grid(config: dict[str, Any]) -> None:
+    # Strides 4, 16 and 32 at scale 1: one finer than the latent, one equal, one coarser.
+    tokenizer = build(
+        config, image_size=64, encoder=pyramid_encoder([2, 4, 5]), projected_channels=[4, 8, 8]
+    )
+    assert tokenizer.factors == [0.25, 1.0, 2.0]
+    output = tokenizer(torch.rand(1, 3, 64, 64))
+    assert output.latent.shape == (1, 4, 4, 4)
+    assert output.features.shape[-1] == 2
+
+
+def test_single_projection_is_one_attention_projection(config: dict[str, Any]) -> None:
+    tokenizer = build(config, projection="single")
+    assert tokenizer.parts().get("projections", 0) == 0
+    assert tokenizer(torch.rand(1, 3, 32, 32)).latent.shape == (1, 4, 2, 2)
+
+
+def test_maps_that_cannot_meet_the_latent_are_an_error(config: dict[str, Any]) -> None:
+    encoder = {**config["encoder"], "scale": 1.5}
+    with pytest.raises(LumitokError, match="neither is a multiple"):
+        build(config, image_size=64, encoder=encoder)
+
+
+def test_wrong_lengths_are_named() -> None:
+    with pytest.raises(ValidationError, match="projected_channels has 1 numbers for 3 encoder layers"):
+        VFMVAEConfig(encoder={"name": "x", "layers": [0, 1, 2]}, projected_channels=[8])  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="block_depths has 2 numbers; give 6"):
+        VFMVAEConfig(
+            encoder={"name": "x", "layers": [0]},  # type: ignore[arg-type]
+            projected_channels=[8],
+            block_depths=[1, 1],
+        )
+
+
+def naive_modulation(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, demodulate: bool) -> Tensor:
+    """The definition: a weight a sample, then one convolution a sample."""
+    rows = []
+    for sample, s in zip(x, style, strict=True):
+        w = weight * s
+        if demodulate:
+            w = w / (w.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
+        rows.append(F.conv2d(sample[None], w[:, :, None, None], bias))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulation_equals_a_weight_for_every_sample(demodulate: bool) -> None:
+    torch.manual_seed(0)
+    shapes = [(3, 6, 4, 5), (7, 6), (3, 6), (7,)]
+    ours = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    theirs = [t.detach().clone().requires_grad_() for t in ours]
+    # float64 throughout, but for the demodulation, which is float32 by design.
+    y = modulated_pointwise(ours[0], ours[1], ours[2], bias=ours[3], demodulate=demodulate)
+    wanted = naive_modulation(*theirs, demodulate)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-6)
+    cotangent = torch.randn_like(y)
+    (y * cotangent).sum().backward()
+    (wanted * cotangent).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_projection_heads_divide_what_they_must() -> None:
+    for channels in ((320, 64), (112, 64), (24, 64), (40, 16), (64, 64)):
+        projection = AttentionProjection(*channels)
+        assert projection(torch.randn(1, channels[0], 2, 3)).shape == (1, channels[1], 2, 3)
+
+
+def test_gradients_reach_everything_but_the_encoder(config: dict[str, Any]) -> None:
+    tokenizer = build(config).train()
+    output = tokenizer(torch.rand(2, 3, 32, 32))
+    loss = sum(image.square().mean() for image in output.pyramid) + output.projected.square().mean()
+    loss.backward()
+    reached = {n for n, p in tokenizer.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    missing = set(tokenizer.trainable_names()) - reached
+    # Zero-initialised outputs hide what lies before them until the first step.
+    assert all(".attention." in name for name in missing), missing
+    assert not any(name.startswith("encoder.") for name in reached)
+    assert not tokenizer.encoder.training
+
+
+def test_the_latent_carries_the_picture(config: dict[str, Any]) -> None:
+    tokenizer = build(config)
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    z = tokenizer.encode(x).latent_dist.mode()
+    assert not torch.allclose(z[0], z[1])
+    torch.testing.assert_close(
+        tokenizer.decode(z).sample.clamp(-1, 1), tokenizer.reconstruct(x), rtol=1e-5, atol=1e-5
+    )
+    assert not torch.allclose(tokenizer.decode(z[:1]).sample, tokenizer.decode(z[1:]).sample)
+
+
+def test_sampling_follows_the_generator_and_has_the_posterior_s_spread(config: dict[str, Any]) -> None:
+    tokenizer = build(config)
+    posterior = tokenizer.encode(torch.rand(1, 3, 32, 32)).latent_dist
+    first = posterior.sample(torch.Generator().manual_seed(1))
+    assert torch.equal(first, posterior.sample(torch.Generator().manual_seed(1)))
+    generator = torch.Generator().manual_seed(2)
+    draws = torch.stack([posterior.sample(generator) for _ in range(2000)])
+    torch.testing.assert_close(draws.mean(0), posterior.mean, atol=0.15, rtol=0)
+    torch.testing.assert_close(draws.std(0) / posterior.std, torch.ones_like(posterior.std), atol=0.1, rtol=0)
+
+
+def test_other_sizes_are_padded_by_reflection_and_cropped(config: dict[str, Any]) -> None:
+    tokenizer = build(config, image_size=64)
+    assert tokenizer.size_multiple == 16
+    x = torch.rand(1, 3, 50, 70) * 2 - 1
+    padded = tokenizer.pad(x)
+    assert padded.shape == (1, 3, 64, 80)
+    torch.testing.assert_close(padded[..., 50, :70], x[..., 48, :])  # row 50 mirrors row 48
+    assert tokenizer.encode(x).latent_dist.mean.shape == (1, 4, 4, 5)
+    assert tokenizer.reconstruct(x).shape == x.shape
+    with pytest.raises(LumitokError, match="too small; sides start at 9 px"):
+        tokenizer.encode(torch.rand(1, 3, 8, 64))
+    with pytest.raises(LumitokError, match=r"must be \(batch, 3, height, width\)"):
+        tokenizer.encode(torch.rand(3, 64, 64))
+
+
+def test_return_dict_false_gives_tuples_as_diffusers_does(config: dict[str, Any]) -> None:
+    tokenizer = build(config)
+    (posterior,) = tokenizer.encode(torch.rand(1, 3, 32, 32), return_dict=False)
+    (sample,) = tokenizer.decode(posterior.mode(), return_dict=False)
+    assert sample.shape == (1, 3, 32, 32)

@@ -1,0 +1,83 @@
+"""The loop's parts: average, learning rate, seeds, latent statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from lumitok.config import LossConfig, Recipe, StageConfig
+from lumitok.data import open_pictures, validation_batches
+from lumitok.tokenizers import build_tokenizer
+from lumitok.training import measure_latents
+from lumitok.training.ema import EMA
+from lumitok.training.measure import to_pictures
+from lumitok.training.seeds import derive_seed, seed_step
+from lumitok.training.steps import learning_rate_factor
+
+
+def test_average_has_the_half_life_of_the_paper() -> None:
+    ema = EMA(nn.Linear(1, 1), ["weight"], half_life=160_000, ramp=0.05)
+    # tokenizers.md of the reference facts, section 3: batch 512 gives 0.99778.
+    assert ema.decay(20_000_000, 512) == pytest.approx(0.99778, abs=5e-6)
+    assert ema.decay(512, 512) == 0.0
+    assert ema.decay(1024, 512) == pytest.approx(0.5 ** (512 / (0.05 * 512)))
+
+
+def test_average_follows_and_is_applied_for_a_while() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    ema = EMA(module, ["weight"], half_life=10, ramp=1.0)
+    nn.init.ones_(module.weight)
+    ema.update(images_seen=30, batch_size=10)  # half-life min(10, 20): half of the way
+    assert float(ema.average["weight"].detach()) == pytest.approx(0.5)
+    with ema.applied():
+        assert float(module.weight.detach()) == pytest.approx(0.5)
+    assert float(module.weight.detach()) == 1.0
+
+
+def stage(**changes: Any) -> StageConfig:
+    return StageConfig(name="s", images=1, batch_size=1, losses=LossConfig(l1=1.0), **changes)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    constant = stage(warmup_steps=4)
+    assert [learning_rate_factor(constant, s, 100) for s in (0, 3, 4, 99)] == [0.25, 1.0, 1.0, 1.0]
+    cosine = stage(schedule="cosine")
+    assert learning_rate_factor(cosine, 0, 100) == 1.0
+    assert learning_rate_factor(cosine, 50, 100) == pytest.approx(0.505)
+    assert learning_rate_factor(cosine, 100, 100) == pytest.approx(0.01)
+
+
+def test_seeds_follow_from_the_place_alone() -> None:
+    assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)
+    assert len({derive_seed(0, s, step, rank) for s in range(3) for step in range(3) for rank in range(2)}) == 18
+    seed_step(0, 1, 2)
+    first = torch.rand(3)
+    torch.rand(7)
+    seed_step(0, 1, 2)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_latent_statistics_are_those_of_the_samples(recipe: Recipe, folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(recipe.model).eval()
+    pictures, accelerator = open_pictures(folder), Accelerator(cpu=True)
+    mean, std, count = measure_latents(tokenizer, pictures, accelerator, batch_size=5, limit=100, seed=3)
+    assert count == 12
+    generator = torch.Generator().manual_seed(derive_seed(3, 1))
+    with torch.no_grad():
+        z = torch.cat(
+            [
+                tokenizer.encode(to_pictures(pixels, torch.device("cpu"))).latent_dist.sample(generator)
+                for pixels in validation_batches(pictures, 32, 5)
+            ]
+        )
+    flat = z.transpose(0, 1).flatten(1).numpy().astype(np.float64)
+    np.testing.assert_allclose(mean, flat.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(std, flat.std(axis=1, ddof=1), rtol=1e-4)
