@@ -9,6 +9,7 @@ This module imports neither torch nor a model, so that the command line stays qu
 
 from __future__ import annotations
 
+import contextlib
 import types
 import typing
 from pathlib import Path
@@ -93,6 +94,9 @@ class VFMVAEConfig(Section):
     """Channels of the spatial branch given to each block; 0: the block does not see the latent."""
     attention_heads: int = Field(8, ge=1)
     """Heads of the decoder's self-attention; a head has block channels / heads channels."""
+    initial_logvar: float = 0.0
+    """Log-variance of the posterior before training. At 0, the paper's, the noise is larger than the
+    signal and training spends its first images on turning it down; short runs start lower."""
     layer_scale: float = Field(1e-5, gt=0)
     """Initial value of the factor on each ConvNeXt layer's residual."""
     legacy_noise: bool = False
@@ -119,7 +123,9 @@ class VFMVAEConfig(Section):
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
             if value is not None and len(value) != self.latent_channels:
-                raise ValueError(f"{name} has {len(value)} numbers for {self.latent_channels} latent channels")
+                raise ValueError(
+                    f"{name} has {len(value)} numbers for {self.latent_channels} latent channels"
+                )
         return self
 
 
@@ -155,8 +161,10 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights of the generator's losses; a loss of weight 0 is not built. Equations stand with each
-    loss in ``lumitok.losses``."""
+    """Weights of the generator's losses; a loss of weight 0 is not built.
+
+    The equations stand with each loss in ``lumitok.losses``.
+    """
 
     l1: float = Field(0.0, ge=0)
     lpips: float = Field(0.0, ge=0)
@@ -183,7 +191,9 @@ class LossConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
         if self.feature_distance > 0 and self.feature_distance_encoder is None:
-            raise ValueError("feature_distance needs feature_distance_encoder: name an encoder and its layers")
+            raise ValueError(
+                "feature_distance needs feature_distance_encoder: name an encoder and its layers"
+            )
         return self
 
 
@@ -269,7 +279,9 @@ class Recipe(Section):
     def _check(self) -> Recipe:
         for stage in self.stages:
             if stage.losses.gan > 0 and self.discriminator is None:
-                raise ValueError(f"stage '{stage.name}' has a gan loss; describe the discriminator or set gan to 0")
+                raise ValueError(
+                    f"stage '{stage.name}' has a gan loss; describe the discriminator or set gan to 0"
+                )
             if stage.losses.vf > 0 and not self.model.vf_head:
                 raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
             if stage.batch_size % self.training.accumulation:
@@ -373,10 +385,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         value = text
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value) if value[:1].isdigit() else value
-        except ValueError:
-            pass
     node: Any = tree
     *path, last = key.split(".")
     for depth, step in enumerate(path):
@@ -396,7 +406,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _index(items: list[Any], step: str, override: str) -> int:
     if not step.isdigit() or int(step) >= len(items):
-        raise LumitokError(f"'{override}': '{step}' is not a place in a list of {len(items)} (0 to {len(items) - 1})")
+        raise LumitokError(
+            f"'{override}': '{step}' is not a place in a list of {len(items)} (0 to {len(items) - 1})"
+        )
     return int(step)
 
 
@@ -412,7 +424,9 @@ def _sentence(error: ValidationError, source: str) -> str:
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     where = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"recipe {source}: there is no key '{where}'{nearest(str(first['loc'][-1]), _keys(first['loc']))}"
+        return (
+            f"recipe {source}: there is no key '{where}'{nearest(str(first['loc'][-1]), _keys(first['loc']))}"
+        )
     if first["type"] == "missing":
         return f"recipe {source}: the key '{where}' is missing"
     message = first["msg"].removeprefix("Value error, ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from lumitok.config import EncoderConfig, VFMVAEConfig
@@ -33,6 +32,7 @@ class StubEncoder(nn.Module):
         self.channels, self.side = channels, side
 
     def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        del height, width
         return [(self.side, self.side)] * len(self.channels)
 
 
@@ -95,7 +95,11 @@ def test_latent_adapter() -> None:
         ),
         StubEncoder([48, 48, 48], 8),  # type: ignore[arg-type]
     )
-    keep = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in ("projections", "fuse", "expand")}
+    keep = {
+        k: v
+        for k, v in model.state_dict().items()
+        if k.split(".")[0] not in ("projections", "fuse", "expand")
+    }
     state = official_to_ours({"ldm_adapter." + key: value for key, value in fixture.weights.items()})
     model.load_state_dict(keep | state, strict=True)
     moments = model.moments([as_map(fixture.inputs[f"map_{i}"]) for i in range(3)])
@@ -116,7 +120,9 @@ def test_spatial_branch() -> None:
         for mapped, factor in zip([32, 16, 16, 16], [0.25, 0.5, 1.0, 2.0], strict=True)
     )
     state = official_to_ours({"synthesis.z_convs." + key: value for key, value in fixture.weights.items()})
-    branches.load_state_dict({key.removeprefix("spatial."): value for key, value in state.items()}, strict=True)
+    branches.load_state_dict(
+        {key.removeprefix("spatial."): value for key, value in state.items()}, strict=True
+    )
     check(fixture, **{f"block_{i}": branch(fixture.inputs["post"]) for i, branch in enumerate(branches)})
 
 
@@ -145,7 +151,10 @@ def test_modulated_pointwise_and_its_gradients(demodulate: bool) -> None:
     y = modulated_pointwise(x, weight.flatten(1), style, bias=bias.flatten(), demodulate=demodulate)
     (y * fixture.inputs["cotangent"]).sum().backward()
     kind = "demod" if demodulate else "plain"
-    gradients = {f"{kind}_grad_{n}": t.grad for n, t in zip(("x", "weight", "style", "bias"), (x, weight, style, bias))}
+    gradients = {
+        f"{kind}_grad_{n}": t.grad
+        for n, t in zip(("x", "weight", "style", "bias"), (x, weight, style, bias), strict=True)
+    }
     check(fixture, **{f"{kind}_y": y}, **{k: g for k, g in gradients.items() if g is not None})
     assert all(g is not None for g in gradients.values())
 

@@ -114,7 +114,7 @@ def test_every_wrong_key_is_reported(tokenizer: Tokenizer, tmp_path: Path, fault
 
 
 def test_folders_that_are_no_tokenizers_say_so(tmp_path: Path) -> None:
-    with pytest.raises(LumitokError, match="has no config.json"):
+    with pytest.raises(LumitokError, match=r"has no config\.json"):
         Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(LumitokError, match="there is no folder"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -46,9 +46,7 @@ def test_the_papers_parameter_counts_part_by_part() -> None:
     assert sum(parts.values()) / 1e6 == pytest.approx(139.77, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("size", "count"), [(32, 3), (64, 4), (96, 4), (128, 5), (256, 6), (512, 6)]
-)
+@pytest.mark.parametrize(("size", "count"), [(32, 3), (64, 4), (96, 4), (128, 5), (256, 6), (512, 6)])
 def test_block_count_follows_the_size_rule(size: int, count: int) -> None:
     assert block_count(size) == count
 
@@ -78,9 +76,7 @@ def test_large_pictures_have_the_paper_s_grid(config: dict[str, Any], size: int)
 
 def test_feature_maps_of_different_sizes_meet_on_the_latent_grid(config: dict[str, Any]) -> None:
     # Strides 4, 16 and 32 at scale 1: one finer than the latent, one equal, one coarser.
-    tokenizer = build(
-        config, image_size=64, encoder=pyramid_encoder([2, 4, 5]), projected_channels=[4, 8, 8]
-    )
+    tokenizer = build(config, image_size=64, encoder=pyramid_encoder([2, 4, 5]), projected_channels=[4, 8, 8])
     assert tokenizer.factors == [0.25, 1.0, 2.0]
     output = tokenizer(torch.rand(1, 3, 64, 64))
     assert output.latent.shape == (1, 4, 4, 4)

@@ -56,7 +56,9 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_seeds_follow_from_the_place_alone() -> None:
     assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)
-    assert len({derive_seed(0, s, step, rank) for s in range(3) for step in range(3) for rank in range(2)}) == 18
+    assert (
+        len({derive_seed(0, s, step, rank) for s in range(3) for step in range(3) for rank in range(2)}) == 18
+    )
     seed_step(0, 1, 2)
     first = torch.rand(3)
     torch.rand(7)

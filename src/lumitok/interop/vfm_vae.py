@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ _PROJECTION = [
     (r"blocks\.0\.proj\.", "shortcut."),
     (r"blocks\.0\.mlp\.", "mlp."),
 ]
-_RULES = [
+_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^ldm_adapter\.patch_quants\.(\d+)\.0\.", r"projections.\1."),
     (r"^ldm_adapter\.final_quant\.", "fuse."),
     (r"^ldm_adapter\.post_quant\.", "expand."),

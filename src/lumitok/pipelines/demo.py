@@ -19,9 +19,10 @@ from lumitok.config import Recipe, load_recipe
 from lumitok.data import open_pictures, validation_batches
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
 from lumitok.evaluation.curves import Series, plot_svg, read_history, series, value_names
-from lumitok.evaluation.image_quality import to_uint8
+from lumitok.evaluation.image_quality import PROTOCOL, to_uint8
+from lumitok.evaluation.markup import Figure
 from lumitok.evaluation.pictures import grid, latent_pca, pyramid_sheet, to_pil
-from lumitok.evaluation.report import Figure, Report
+from lumitok.evaluation.report import Report
 from lumitok.tokenizers import Tokenizer
 from lumitok.training import find_tokenizer, train
 from lumitok.training.checkpoint import load_place
@@ -112,7 +113,7 @@ def write_report(out: Path, recipe: Recipe, pictures: DemoPictures) -> Path:
     report = Report(
         "A tokenizer trained on this machine",
         f"VFM-VAE at {recipe.model.image_size} px on a frozen {recipe.model.encoder.name}, "
-        f"{history[-1]['images']:,} pictures seen. Everything below shows pictures that it was never trained on.",
+        f"{history[-1]['images']:,} pictures seen. Every picture below is one it was never trained on.",
     )
     _numbers(report, tokenizer, quality, history)
     _moments(report, out, run)
@@ -132,20 +133,23 @@ def _look(tokenizer: Tokenizer, name: str, pictures: Any) -> Shown:
         z = tokenizer.encode(to_pictures(inputs, torch.device("cpu"))).latent_dist.mode()
         decoded = tokenizer.decode(z)
     pca = to_uint8(latent_pca(z), low=0.0, high=1.0)
-    return Shown(
-        name, inputs, to_uint8(decoded.sample), [to_uint8(image) for image in decoded.pyramid], pca
-    )
+    return Shown(name, inputs, to_uint8(decoded.sample), [to_uint8(image) for image in decoded.pyramid], pca)
 
 
 def _numbers(
     report: Report, tokenizer: Tokenizer, quality: dict[str, dict[str, float]], history: list[dict[str, Any]]
 ) -> None:
-    config = tokenizer.config
+    config, drawings = tokenizer.config, quality["drawings"]
     latent = config.latent_channels * (config.image_size // config.downsampling) ** 2
     pixels = 3 * config.image_size**2
     report.cards(
         [
-            ("PSNR, drawings", quality["drawings"]["psnr"], "dB", f"{quality['drawings']['count']:.0f} held out"),
+            (
+                "PSNR, drawings",
+                quality["drawings"]["psnr"],
+                "dB",
+                f"{drawings['count']:.0f} held out",
+            ),
             ("PSNR, photos", quality["photos"]["psnr"], "dB", "cat and coffee, held out whole"),
             ("Trainable", sum(tokenizer.parts().values()) / 1e6, "M", "parameters outside the encoder"),
             ("Latent", f"{pixels / latent:g}", "x", f"fewer numbers: {latent:,} for {pixels:,}"),
@@ -157,9 +161,8 @@ def _numbers(
         [[n, int(q["count"]), q["psnr"], q["ssim"], q["l1"]] for n, q in quality.items()],
         caption="Reconstruction",
         protocol=(
-            f"Pictures drawn at {PICTURE_SIDE} px, ADM centre crop to {config.image_size} px; averaged weights; "
-            "the posterior's mean decoded and rounded to 8 bits; PSNR and SSIM an image, then the mean; SSIM of "
-            "torchmetrics on [0, 1], gaussian window, sigma 1.5; L1 on [0, 1]."
+            f"Pictures drawn at {PICTURE_SIDE} px, ADM's centre crop to {config.image_size} px; averaged "
+            f"weights; the posterior's mean decoded. {PROTOCOL}"
         ),
     )
 
@@ -188,9 +191,7 @@ def _moments(report: Report, out: Path, run: Path) -> None:
         "Each row is a held-out picture, then what the tokenizer makes of it early, later and at the end of "
         "the training. The picture passes through the latent only: nothing else reaches the decoder.",
     )
-    report.comparison(
-        columns, [("", [Figure(p, pixelated=True, width=160) for p in row]) for row in rows]
-    )
+    report.comparison(columns, [("", [Figure(p, pixelated=True, width=160) for p in row]) for row in rows])
     transposed = [list(column) for column in zip(*rows, strict=True)]
     grid(transposed, labels=columns, cell=96).save(out / "reconstructions.png")
 
@@ -208,15 +209,17 @@ def _resolutions(report: Report, out: Path, shown: list[Shown]) -> None:
         original = Figure(to_pil(one.inputs[0]), "input", pixelated=True, width=160)
         report.figures([*pictures, original], columns=len(pictures) + 1)
         report.text(f"One of the {one.name}, at {sides}, each scaled to one size.")
-        pyramid_sheet([*pyramid, to_pil(one.inputs[0])], same_size=True).save(out / f"resolutions-{one.name}.png")
+        pyramid_sheet([*pyramid, to_pil(one.inputs[0])], same_size=True).save(
+            out / f"resolutions-{one.name}.png"
+        )
 
 
 def _latents(report: Report, out: Path, shown: list[Shown], tokenizer: Tokenizer) -> None:
     spec = tokenizer.latent_spec
     report.section(
         "The latent in colour",
-        f"The {spec.channels} channels of the {spec.height} x {spec.width} latent, shown by their first three "
-        "principal components as red, green and blue, fitted jointly over a row. Like colours are like "
+        f"The {spec.channels} channels of the {spec.height} x {spec.width} latent, shown by their first "
+        "three principal components as red, green and blue, fitted jointly over a row. Like colours are like "
         "latents: figure parts from ground, and parts of one kind share a colour.",
     )
     for one in shown:
@@ -235,13 +238,21 @@ def _latents(report: Report, out: Path, shown: list[Shown], tokenizer: Tokenizer
 
 def _curves(report: Report, history: list[dict[str, Any]]) -> None:
     report.section("Curves", "Losses before weighting, means of the steps since the point before.")
-    titles = {"l1": "L1", "vf": "VF loss", "kl": "KL, nats a picture", "discriminator": "Discriminator", "gan": "Adversarial"}
+    titles = {
+        "l1": "L1",
+        "vf": "VF loss",
+        "kl": "KL, nats a picture",
+        "discriminator": "Discriminator",
+        "gan": "Adversarial",
+    }
     figures = []
     for name in value_names(history, "train"):
         if name in titles or name.startswith("feature-distance"):
             title = titles.get(name, "Feature distance")
             line = series(history, name, kind="train", label=title)
-            figures.append(Figure(plot_svg([line], title=title, log=name == "l1"), alt=f"{title} over the steps"))
+            figures.append(
+                Figure(plot_svg([line], title=title, log=name == "l1"), alt=f"{title} over the steps")
+            )
     for metric, title, unit in (("psnr", "PSNR, held out", "dB"), ("ssim", "SSIM, held out", "")):
         lines: list[Series] = [series(history, f"{s}/{metric}", kind="validation", label=s) for s in SETS]
         figures.insert(0, Figure(plot_svg(lines, title=title, unit=unit), alt=f"{title} over the steps"))

@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODER_WEIGHTS = "encoder.safetensors"
 
 
-class Tokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class Tokenizer(ModelMixin, ConfigMixin):
     """Base of all tokenizers; :meth:`from_pretrained` on it opens any of them.
 
     A subclass sets ``Settings`` (its typed config), builds itself from it, and has ``encode``,
@@ -198,7 +198,7 @@ class Tokenizer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             tokenizer = chosen.from_settings(settings)
         _load_strictly(tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but="encoder.")
         tokenizer.eval()
-        return tokenizer if torch_dtype is None else tokenizer.to(torch_dtype)  # type: ignore[return-value]
+        return tokenizer if torch_dtype is None else tokenizer.to(torch_dtype)
 
     @classmethod
     def from_settings(cls, settings: Any, *, load_weights: bool = True) -> Self:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
@@ -104,7 +104,8 @@ class AttentionProjection(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # (B, h*w, C_in)
         tokens = self.shortcut(self.norm_shortcut(tokens)) + self.attention(self.norm_attention(tokens))
         tokens = tokens + self.mlp(self.norm_mlp(tokens))
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        result: Tensor = tokens.transpose(1, 2).unflatten(2, (height, width))
+        return result
 
 
 # ------------------------------------------------------------------------------------------------
@@ -149,7 +150,8 @@ class Style(nn.Module):
         self.affine = EqualizedLinear(style_channels, 3 * channels, bias=1.0)
 
     def forward(self, w: Tensor) -> Tensor:
-        m1, m2, m3 = self.affine(w).chunk(3, dim=1)
+        affine: Tensor = self.affine(w)
+        m1, m2, m3 = affine.chunk(3, dim=1)
         return m1 * m2 + m3
 
 
@@ -276,7 +278,8 @@ class ModulatedConvNeXt(nn.Module):
         h = self.norm(h)
         h = modulated_pointwise(h, self.expand, self.style(w), bias=self.expand_bias, demodulate=True)
         h = self.reduce(F.gelu(h))
-        return x + self.gamma.to(h.dtype)[None, :, None, None] * h
+        result: Tensor = x + self.gamma.to(h.dtype)[None, :, None, None] * h
+        return result
 
 
 class ChannelRMSNorm(nn.Module):
@@ -356,7 +359,8 @@ class SynthesisBlock(nn.Module):
             for _ in range(settings.block_depths[distance])
         )
         self.attention = nn.ModuleList(
-            SelfAttention(channels, settings.attention_heads) for _ in range(settings.block_attention[distance])
+            SelfAttention(channels, settings.attention_heads)
+            for _ in range(settings.block_attention[distance])
         )
         self.upsample_sum = None if previous is None else Upsample(previous, channels, blur)
         self.to_rgb = ToRGB(channels, settings.style_channels)
@@ -418,22 +422,28 @@ class VFMVAE(Tokenizer):
         super().__init__(settings, encoder)
         latent = settings.image_size // settings.downsampling
         grids = [_square(g) for g in encoder.grids(settings.image_size, settings.image_size)]
-        self.factors = [_factor(grid, latent, layer) for grid, layer in zip(grids, settings.encoder.layers)]
+        self.factors = [
+            _factor(grid, latent, layer) for grid, layer in zip(grids, settings.encoder.layers, strict=True)
+        ]
         widths = settings.projected_channels
         if settings.projection == "several":
             self.projections = nn.ModuleList(
                 # A map coarser than the latent is given the channels that its pixel shuffle takes.
                 AttentionProjection(channels, round(width * max(1.0, factor) ** 2))
-                for channels, width, factor in zip(encoder.channels, widths, self.factors)
+                for channels, width, factor in zip(encoder.channels, widths, self.factors, strict=True)
             )
         else:
             self.projections = nn.ModuleList(nn.Identity() for _ in widths)
             widths = list(encoder.channels)
         fused = sum(
-            round(width * min(1.0, factor) ** -2) if settings.projection == "several" else round(width / factor**2)
-            for width, factor in zip(widths, self.factors)
+            round(width * min(1.0, factor) ** -2)
+            if settings.projection == "several"
+            else round(width / factor**2)
+            for width, factor in zip(widths, self.factors, strict=True)
         )
         self.fuse = AttentionProjection(fused, 2 * settings.latent_channels)
+        with torch.no_grad():
+            self.fuse.mlp.w2.bias[settings.latent_channels :] = settings.initial_logvar
         self.vf_head: nn.Conv2d | None = None
         if settings.vf_head:
             self.vf_head = nn.Conv2d(settings.latent_channels, encoder.channels[-1], 1, bias=False)
@@ -452,14 +462,16 @@ class VFMVAE(Tokenizer):
                 factor = settings.downsampling / 2 ** (distance + 1)
                 self.spatial.append(SpatialBranch(settings.post_channels, seen, factor))
             elif previous is None:
-                raise LumitokError(f"block_latent_channels[{distance}] is 0, but the first block needs the latent")
+                raise LumitokError(
+                    f"block_latent_channels[{distance}] is 0, but the first block needs the latent"
+                )
             self.blocks.append(SynthesisBlock((previous or 0) + seen, previous, distance, settings))
             previous = settings.block_channels[distance]
 
     @property
     def size_multiple(self) -> int:
         """Pixels that a side must be a multiple of, so that no block's grid is cut."""
-        return max(self.settings.downsampling, 2 ** len(self.blocks))
+        return max(int(self.settings.downsampling), 1 << len(self.blocks))
 
     # --------------------------------------------------------------------------------------------
     # Pictures to latent
@@ -472,7 +484,7 @@ class VFMVAE(Tokenizer):
     def moments(self, features: list[Tensor]) -> Tensor:
         """Feature maps -> mean and log-variance, stacked (B, 2C, h, w), unclamped (Eq. 2)."""
         maps = []
-        for feature, project, factor in zip(features, self.projections, self.factors):
+        for feature, project, factor in zip(features, self.projections, self.factors, strict=True):
             projected = project(feature)
             if factor > 1:
                 projected = F.pixel_shuffle(projected, round(factor))
@@ -482,7 +494,9 @@ class VFMVAE(Tokenizer):
         result: Tensor = self.fuse(torch.cat(maps, dim=1))
         return result.float()
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Pictures (B, 3, H, W) in [-1, 1] -> ``latent_dist``, a diagonal Gaussian over z.
 
         Raises:
@@ -512,6 +526,7 @@ class VFMVAE(Tokenizer):
 
         ``generator`` is there for diffusers' pipelines; decoding draws nothing.
         """
+        del generator
         post = self.expand(z)  # Z (B, post_channels, h, w)
         w = self.mapping(post.mean(dim=(2, 3)).float())
         x: Tensor | None = None
@@ -530,7 +545,9 @@ class VFMVAE(Tokenizer):
 
     def balance_parameter(self) -> nn.Parameter:
         """The last linear weight that z passes through; gradient norms at it set the VF loss's weight."""
-        return self.fuse.mlp.w2.weight
+        weight = self.fuse.mlp.w2.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def forward(
         self, x: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None
@@ -574,7 +591,8 @@ def _factor(grid: int, latent: int, layer: int) -> float:
     """Side of the latent divided by the side of a feature map; one of the two must be a multiple."""
     if grid % latent and latent % grid:
         raise LumitokError(
-            f"layer {layer} of the encoder has a {grid}x{grid} grid, the latent {latent}x{latent}; neither is "
-            f"a multiple of the other: change model.encoder.scale, for example to {latent / grid:g} times itself"
+            f"layer {layer} of the encoder has a {grid}x{grid} grid, the latent {latent}x{latent}; neither "
+            "is a multiple of the other: change model.encoder.scale, for example to "
+            f"{latent / grid:g} times itself"
         )
     return latent / grid

@@ -57,7 +57,9 @@ def find_tokenizer(path: str | Path) -> Path:
             return candidate
     if not folder.exists():
         raise LumitokError(f"there is no '{folder}'; give a run, a checkpoint or a tokenizer folder")
-    raise LumitokError(f"'{folder}' holds no tokenizer: no config.json in it, in tokenizer/ or in checkpoints/")
+    raise LumitokError(
+        f"'{folder}' holds no tokenizer: no config.json in it, in tokenizer/ or in checkpoints/"
+    )
 
 
 class CheckpointWriter:
@@ -113,14 +115,18 @@ def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put back what :func:`trained_state` gave; every key must be there and no other."""
     wanted, got = set(trained_state(module)), set(state)
     if wanted != got:
-        raise LumitokError(f"the checkpoint's weights do not fit: {sorted(wanted ^ got)[:6]} missing or left over")
+        raise LumitokError(
+            f"the checkpoint's weights do not fit: {sorted(wanted ^ got)[:6]} missing or left over"
+        )
     module.load_state_dict(state, strict=False)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Flatten an optimizer's state: ``<index>.<name>`` -> tensor."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(v) for index, values in state.items() for name, v in values.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(v) for index, values in state.items() for name, v in values.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -138,5 +138,7 @@ def _truncate(path: Path, step: int) -> None:
 
 def _is_headline(name: str, kind: str) -> bool:
     if kind == "train":
-        return name in ("total", "l1", "lpips", "vf", "gan", "discriminator") or name.startswith("feature-distance")
+        return name in ("total", "l1", "lpips", "vf", "gan", "discriminator") or name.startswith(
+            "feature-distance"
+        )
     return name.endswith(("psnr", "ssim"))

@@ -20,8 +20,6 @@ class Precision:
 
     dtype: torch.dtype
     """``torch.float32``: no autocast; ``torch.bfloat16``: autocast to it."""
-    channels_last: bool
-    """Whether pictures and convolutions lie channels last in memory, which bfloat16 kernels prefer."""
     reason: str
     """Half a sentence for people: why this one."""
 
@@ -48,14 +46,14 @@ def choose_precision(setting: Literal["auto", "fp32", "bf16"], device: torch.dev
     kind = torch.device(device).type
     fast, why = _fast_bfloat16(torch.device(device))
     if setting == "fp32":
-        return Precision(torch.float32, channels_last=False, reason="the recipe asks for float32")
+        return Precision(torch.float32, reason="the recipe asks for float32")
     if setting == "bf16":
         if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=True):
             raise LumitokError(f"precision is bf16, but {why}; set training.precision to fp32 or auto")
-        return Precision(torch.bfloat16, channels_last=True, reason=f"the recipe asks for bfloat16; {why}")
+        return Precision(torch.bfloat16, reason=f"the recipe asks for bfloat16; {why}")
     if fast:
-        return Precision(torch.bfloat16, channels_last=True, reason=why)
-    return Precision(torch.float32, channels_last=False, reason=why)
+        return Precision(torch.bfloat16, reason=why)
+    return Precision(torch.float32, reason=why)
 
 
 def _fast_bfloat16(device: torch.device) -> tuple[bool, str]:

@@ -147,8 +147,8 @@ def _require_finite(values: Values) -> None:
     name = first_not_finite(values)
     if name is not None:
         raise LumitokError(
-            f"'{name}' is {values[name].item()}; the last checkpoint is good. Lower the learning rate, train in "
-            f"fp32 (training.precision=fp32), or look for broken pictures; then go on with --resume"
+            f"'{name}' is {values[name].item()}; the last checkpoint is good. Lower the learning rate, train "
+            "in fp32 (training.precision=fp32), or look for broken pictures; then go on with --resume"
         )
 
 

@@ -33,6 +33,7 @@ from lumitok.training.checkpoint import (
 from lumitok.training.ema import EMA
 from lumitok.training.journal import Journal
 from lumitok.training.measure import example_pictures, held_out_quality, measure_latents, to_pictures
+from lumitok.training.memory import keep_freed_memory
 from lumitok.training.objective import GeneratorObjective
 from lumitok.training.precision import choose_precision, default_device
 from lumitok.training.seeds import derive_seed, seed_step
@@ -136,6 +137,8 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
 def _start(recipe: Recipe, resume: bool) -> Run:
     precision = choose_precision(recipe.training.precision, default_device())
     folder = Path(recipe.out or f"runs/{recipe.name}")
+    if default_device().type == "cpu":
+        keep_freed_memory()
     accelerator = Accelerator(
         mixed_precision="bf16" if precision.dtype == torch.bfloat16 else "no",
         cpu=default_device().type == "cpu",
@@ -151,8 +154,8 @@ def _start(recipe: Recipe, resume: bool) -> Run:
     discriminator = None
     if recipe.discriminator is not None and any(stage.losses.gan > 0 for stage in recipe.stages):
         discriminator = FoundationDiscriminator(recipe.discriminator).to(accelerator.device)
-    if precision.channels_last:
-        tokenizer.to(memory_format=torch.channels_last)
+    # Channels last is the layout that bfloat16 kernels want, and 1x1 convolutions on any processor.
+    tokenizer.to(memory_format=torch.channels_last)
     place = Place()
     training = recipe.training
     if taken_up is not None:
@@ -181,7 +184,9 @@ def _take_up(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
     if not found:
         return None
     if not resume:
-        raise LumitokError(f"{folder} holds a run already; go on with --resume, or choose another folder with out=")
+        raise LumitokError(
+            f"{folder} holds a run already; go on with --resume, or choose another folder with out="
+        )
     saved = load_recipe(str(found[-1] / "recipe.yaml"))
     for section in type(recipe).model_fields:
         old, new = getattr(saved, section), getattr(recipe, section)
