@@ -89,7 +89,12 @@ def demo_recipe(out: Path, pictures: DemoPictures, *, fast: bool = False) -> Rec
         f"data.validation={{drawings: '{pictures.held_out_drawings}', photos: '{pictures.held_out_photos}'}}",
     ]
     if fast:
-        changes += ["stages.0.images=96", "training.log_every=1", "training.grid_every=1"]
+        changes += [
+            "stages.0.images=16",
+            "stages.1.images=16",
+            "training.log_every=1",
+            "training.grid_every=1",
+        ]
     return load_recipe(RECIPE, changes)
 
 
@@ -269,7 +274,8 @@ def _what_was_run(report: Report, recipe: Recipe, tokenizer: Tokenizer, pictures
             "Command": "lumitok demo",
             "Recipe": recipe.name,
             "Pictures to train on": sum(pictures.counts["train"].values()),
-            "Steps": f"{place.step:,} of {recipe.stages[0].batch_size} pictures",
+            "Stages": ", ".join(f"{s.name}: {s.images:,} pictures" for s in recipe.stages),
+            "Steps": f"{place.step:,}",
             "Encoder's weights": f"sha256 {tokenizer.encoder.weights_hash()[:16]}",
             "Latent statistics": f"from {tokenizer.config.latents_count:,} pictures",
             "lumitok": __version__,
