@@ -257,6 +257,8 @@ class TrainingConfig(Section):
     """Checkpoints kept."""
     statistics_images: int = Field(10_000, gt=0)
     """Images on which the latent's statistics are measured at the end."""
+    bundle_encoder: bool = False
+    """Copy the frozen encoder's weights into the final tokenizer's folder."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
 

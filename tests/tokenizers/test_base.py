@@ -48,6 +48,11 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -
     assert loaded.fingerprint() == tokenizer.fingerprint()
 
 
+def test_a_run_s_folder_opens_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
+    assert Tokenizer.from_pretrained(tmp_path / "run").fingerprint() == tokenizer.fingerprint()
+
+
 def test_the_encoder_is_named_by_its_hash_and_not_copied(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     assert not any(name.startswith("encoder.") for name in load_file(tmp_path / WEIGHTS))

@@ -15,6 +15,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint, exactly where it stopped.")
     ] = False,
+    bundle_encoder: Annotated[
+        bool, typer.Option("--bundle-encoder", help="Copy the frozen encoder into the final tokenizer.")
+    ] = False,
 ) -> None:
     """Train a tokenizer.
 
@@ -22,7 +25,8 @@ def train(
     """
     from lumitok.config import load_recipe
 
-    resolved = load_recipe(recipe, changes or ())  # Before torch is imported: a wrong key answers at once.
+    changes = [*(changes or []), *(["training.bundle_encoder=true"] if bundle_encoder else [])]
+    resolved = load_recipe(recipe, changes)  # Before torch is imported: a wrong key answers at once.
     from lumitok.training import train as run
 
     typer.echo(f"The run: {run(resolved, resume=resume)}")

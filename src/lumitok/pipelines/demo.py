@@ -155,10 +155,15 @@ def _numbers(
                 "dB",
                 f"{drawings['count']:.0f} held out",
             ),
-            ("PSNR, photos", quality["photos"]["psnr"], "dB", "cat and coffee, held out whole"),
-            ("Trainable", sum(tokenizer.parts().values()) / 1e6, "M", "parameters outside the encoder"),
+            ("PSNR, photos", round(quality["photos"]["psnr"], 2), "dB", "cat and coffee, held out whole"),
+            (
+                "Trainable",
+                round(sum(tokenizer.parts().values()) / 1e6, 2),
+                "M",
+                "parameters outside the encoder",
+            ),
             ("Latent", f"{pixels / latent:g}", "x", f"fewer numbers: {latent:,} for {pixels:,}"),
-            ("Training", _minutes(history), "min", f"{history[-1]['step']:,} steps"),
+            ("Training", round(_minutes(history), 1), "min", f"{history[-1]['step']:,} steps"),
         ]
     )
     report.table(
@@ -196,7 +201,7 @@ def _moments(report: Report, out: Path, run: Path) -> None:
         "Each row is a held-out picture, then what the tokenizer makes of it early, later and at the end of "
         "the training. The picture passes through the latent only: nothing else reaches the decoder.",
     )
-    report.comparison(columns, [("", [Figure(p, pixelated=True, width=160) for p in row]) for row in rows])
+    report.comparison(columns, [("", [Figure(p, pixelated=True) for p in row]) for row in rows])
     transposed = [list(column) for column in zip(*rows, strict=True)]
     grid(transposed, labels=columns, cell=96).save(out / "reconstructions.png")
 
@@ -210,8 +215,8 @@ def _resolutions(report: Report, out: Path, shown: list[Shown]) -> None:
     for one in shown:
         pyramid = [to_pil(image[0]) for image in one.pyramid]
         sides = ", ".join(f"{image.width} px" for image in pyramid)
-        pictures = [Figure(p, f"{p.width} px", pixelated=True, width=160) for p in pyramid]
-        original = Figure(to_pil(one.inputs[0]), "input", pixelated=True, width=160)
+        pictures = [Figure(p, f"{p.width} px", pixelated=True) for p in pyramid]
+        original = Figure(to_pil(one.inputs[0]), "input", pixelated=True)
         report.figures([*pictures, original], columns=len(pictures) + 1)
         report.text(f"One of the {one.name}, at {sides}, each scaled to one size.")
         pyramid_sheet([*pyramid, to_pil(one.inputs[0])], same_size=True).save(
@@ -234,7 +239,7 @@ def _latents(report: Report, out: Path, shown: list[Shown], tokenizer: Tokenizer
         report.comparison(
             [f"{one.name.capitalize()} {number}" for number in columns],
             [
-                (label, [Figure(to_pil(p), pixelated=True, width=112) for p in row])
+                (label, [Figure(to_pil(p), pixelated=True) for p in row])
                 for label, row in zip(labels, rows, strict=True)
             ],
         )

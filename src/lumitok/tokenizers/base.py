@@ -166,7 +166,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """Open a saved tokenizer, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a model id on the Hugging Face hub.
+            pretrained_model_name_or_path: a tokenizer's folder, the folder of a finished run or of a
+                checkpoint, or a model id on the Hugging Face hub.
             encoder_weights: a local file of the frozen encoder's weights, in place of the one named
                 in the config; it must have the same hash.
             torch_dtype: type to convert the weights to.
@@ -221,8 +222,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
 
 def _locate(name: str, revision: str | None) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
+    folder = Path(name)
+    if folder.is_dir():
+        # A run and a checkpoint keep their tokenizer in a folder of that name.
+        inner = folder / "tokenizer"
+        return inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise LumitokError(f"there is no folder '{name}', and it is not a hub id such as 'name/model'")
     from huggingface_hub import snapshot_download

@@ -49,8 +49,9 @@ from lumitok.training.steps import (
 
 GRID_PICTURES = 8
 # Settings that may differ when a run is taken up again: they do not change what is learnt.
-FREE = {"training": {"log_every", "grid_every", "validate_every", "validation_images", "checkpoint_every",
-                     "keep", "statistics_images", "tracker"}, "data": {"workers"}}  # fmt: skip
+_FREE_TRAINING = "log_every grid_every validate_every validation_images checkpoint_every keep"
+_FREE_TRAINING += " statistics_images bundle_encoder tracker"
+FREE = {"training": set(_FREE_TRAINING.split()), "data": {"workers"}}
 
 
 @dataclass
@@ -361,6 +362,6 @@ def _finish(run: Run, journal: Journal) -> None:
                 seed=training.seed,
             )
             tokenizer.set_latent_statistics(mean, std, count)
-            tokenizer.save_pretrained(run.folder / "tokenizer")
+            tokenizer.save_pretrained(run.folder / "tokenizer", bundle_encoder=training.bundle_encoder)
         journal.say(f"done: {run.folder / 'tokenizer'} (latent statistics from {count} pictures)")
     run.accelerator.wait_for_everyone()
