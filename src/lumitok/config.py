@@ -10,6 +10,7 @@ This module imports neither torch nor a model, so that the command line stays qu
 from __future__ import annotations
 
 import contextlib
+import math
 import types
 import typing
 from pathlib import Path
@@ -73,7 +74,8 @@ class VFMVAEConfig(Section):
     """``several``: each feature map has its own attention projection, then one fuses them (the
     released code); ``single``: the maps are concatenated and projected once (the paper's text)."""
     projected_channels: list[int] = [64, 64, 64]
-    """Channels of each projected feature map, one number a layer of the encoder."""
+    """Channels of each projected feature map, one number a layer of the encoder; ``several`` alone
+    projects them."""
     vf_head: bool = True
     """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
     post_channels: int = Field(512, ge=1)
@@ -86,7 +88,7 @@ class VFMVAEConfig(Section):
     """Kernel size of the depthwise convolutions."""
     block_depths: list[int] = [5, 5, 7, 7, 7, 7]
     """Modulated ConvNeXt layers in each block."""
-    block_blurs: list[int] = [5, 5, 5, 3, 3, 3]
+    block_blurs: list[Literal[3, 5]] = [5, 5, 5, 3, 3, 3]
     """Size of the fixed blur after each upsampling: 3 or 5."""
     block_attention: list[int] = [0, 0, 0, 2, 2, 2]
     """Self-attention blocks at the end of each block."""
@@ -110,7 +112,7 @@ class VFMVAEConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> VFMVAEConfig:
-        if len(self.projected_channels) != len(self.encoder.layers):
+        if self.projection == "several" and len(self.projected_channels) != len(self.encoder.layers):
             raise ValueError(
                 f"projected_channels has {len(self.projected_channels)} numbers for "
                 f"{len(self.encoder.layers)} encoder layers; give one number a layer"
@@ -120,6 +122,7 @@ class VFMVAEConfig(Section):
             value = getattr(self, name)
             if len(value) != BLOCKS:
                 raise ValueError(f"{name} has {len(value)} numbers; give {BLOCKS}, last block first")
+        self._check_blocks()
         for name in ("latents_mean", "latents_std"):
             value = getattr(self, name)
             if value is not None and len(value) != self.latent_channels:
@@ -127,6 +130,35 @@ class VFMVAEConfig(Section):
                     f"{name} has {len(value)} numbers for {self.latent_channels} latent channels"
                 )
         return self
+
+    def _check_blocks(self) -> None:
+        count = block_count(self.image_size)
+        if self.image_size % 2**count:
+            lower = self.image_size // 2**count * 2**count
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {2**count}, which its {count} blocks "
+                f"need; the nearest sizes are {lower} and {lower + 2**count}"
+            )
+        for kernel in self.block_kernels:
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(f"block_kernels are odd numbers, not {kernel}")
+        seen = [channels > 0 for channels in self.block_latent_channels[:count]]
+        if seen != sorted(seen) or not seen[-1]:
+            raise ValueError(
+                "block_latent_channels: the first block sees the latent, and no block after one that does not"
+            )
+        for distance in range(count):
+            channels = self.block_channels[distance]
+            if self.block_attention[distance] and channels % self.attention_heads:
+                raise ValueError(
+                    f"block_channels[{distance}] is {channels}, not a multiple of attention_heads, "
+                    f"{self.attention_heads}"
+                )
+
+
+def block_count(image_size: int) -> int:
+    """Blocks of VFM-VAE's decoder: 6 from 256 px, one less for each halving below."""
+    return 6 + min(0, math.floor(math.log2(image_size / 256)))
 
 
 ModelConfig = VFMVAEConfig
@@ -202,6 +234,9 @@ class DiscriminatorConfig(Section):
 
     encoder: EncoderConfig
     """The paper's recipe: ``dino-small-patch16``, layers [3, 6, 9, 12, 0]."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How pictures are brought to ``input_size``; None: as the discriminator's encoder prefers. The
+    released code follows the tokenizer's encoder: bilinear for SigLIP and MAE, else bicubic."""
     input_size: int = Field(224, ge=16)
     """Side in pixels of what the encoder sees."""
     crop_probability: float = Field(0.5, ge=0, le=1)
@@ -234,7 +269,7 @@ class StageConfig(Section):
 class TrainingConfig(Section):
     """The engine's settings: nothing here changes what is learnt, apart from seed and precision."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bfloat16 autocast where the processor has fast bfloat16, else float32."""
     accumulation: int = Field(1, ge=1)
@@ -286,6 +321,11 @@ class Recipe(Section):
                 )
             if stage.losses.vf > 0 and not self.model.vf_head:
                 raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
+            if stage.images < stage.batch_size:
+                raise ValueError(
+                    f"stage '{stage.name}' has {stage.images} images for a batch of {stage.batch_size}, so "
+                    "not a single step; give more images or a smaller batch_size"
+                )
             if stage.batch_size % self.training.accumulation:
                 raise ValueError(
                     f"stage '{stage.name}': batch_size {stage.batch_size} is not a multiple of "
@@ -418,27 +458,30 @@ def _validate(tree: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise LumitokError(_sentence(error, source)) from None
+        raise LumitokError(f"recipe {source}: {first_fault(error)}") from None
 
 
-def _sentence(error: ValidationError, source: str) -> str:
-    """Say the first thing that is wrong with a recipe in one sentence; a misspelt key before all else."""
+def first_fault(error: ValidationError, kind: type[Section] | None = None) -> str:
+    """Say the first thing that is wrong in one sentence; a misspelt key before all else.
+
+    Args:
+        error: what pydantic found.
+        kind: the section that was read; None: a whole recipe.
+    """
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     where = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
-        return (
-            f"recipe {source}: there is no key '{where}'{nearest(str(first['loc'][-1]), _keys(first['loc']))}"
-        )
+        known = _keys(first["loc"], kind or Recipe)
+        return f"there is no key '{where}'{nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
-        return f"recipe {source}: the key '{where}' is missing"
+        return f"the key '{where}' is missing"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
-    return f"recipe {source}: {where + ': ' if where else ''}{message[:1].lower() + message[1:]}{got}"
+    return f"{where + ': ' if where else ''}{message[:1].lower() + message[1:]}{got}"
 
 
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are right beside the wrong one at ``location``."""
-    kind: Any = Recipe
+def _keys(location: tuple[int | str, ...], kind: Any) -> list[str]:
+    """Return the keys that are right beside the wrong one at ``location`` below a section."""
     for step in location[:-1]:
         if isinstance(step, str):
             kind = kind.model_fields[step].annotation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +193,11 @@ def dino() -> tuple[Numbers, FoundationDiscriminator]:
         },
     )
     config = DiscriminatorConfig(
-        encoder=encoder, input_size=vit["picture"], crop_probability=0.0, augment=False
+        encoder=encoder,
+        interpolation="bilinear",
+        input_size=vit["picture"],
+        crop_probability=0.0,
+        augment=False,
     )
     discriminator = FoundationDiscriminator(config).eval()
     heads, rest = convert_heads(n.weight)
@@ -203,9 +206,6 @@ def dino() -> tuple[Numbers, FoundationDiscriminator]:
     assert all(key.startswith(prefix) for key in rest)
     vit_state = {key.removeprefix(prefix): n.weight[key] for key in rest if f"{prefix}norm." not in key}
     discriminator.encoder.model.load_state_dict(vit_state)  # The final norm is read by no tap.
-    # The reference's setting here; DINO's own is bicubic.
-    family = dataclasses.replace(discriminator.encoder.family, interpolation="bilinear")
-    discriminator.encoder.family = family
     return n, discriminator
 
 

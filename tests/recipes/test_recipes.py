@@ -43,7 +43,7 @@ def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
         "encoder": tiny(model["encoder"]),
         "image_size": SIDE,
         "latent_channels": 4,
-        "projected_channels": [8] * len(model["projected_channels"]),
+        "projected_channels": [8] * len(model["encoder"]["layers"]),
         "post_channels": 16,
         "style_channels": 16,
         "block_channels": [8, 8, 16, 16, 16, 16],

@@ -119,7 +119,7 @@ def test_every_wrong_key_is_reported(tokenizer: Tokenizer, tmp_path: Path, fault
 
 
 def test_folders_that_are_no_tokenizers_say_so(tmp_path: Path) -> None:
-    with pytest.raises(LumitokError, match=r"has no config\.json"):
+    with pytest.raises(LumitokError, match="holds no tokenizer"):
         Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(LumitokError, match="there is no folder"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
@@ -152,3 +152,36 @@ def test_statistics_travel_and_whitening_inverts(tokenizer: Tokenizer, tmp_path:
     with pytest.raises(LumitokError, match="do not fit"):
         spec.whiten(torch.zeros(1, 5, 2, 2))
     assert spec.tokenizer == tokenizer.fingerprint()
+
+
+def test_half_precision_encodes_decodes_and_saves(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "full")
+    half = Tokenizer.from_pretrained(tmp_path / "full", torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.encoder.dtype == torch.float32
+    z = half.encode(picture().bfloat16()).latent_dist.mode()
+    ours, theirs = half.decode(z).sample, tokenizer.reconstruct(picture())
+    assert (ours - theirs).abs().mean() < 0.05 * theirs.abs().mean()
+    half.save_pretrained(tmp_path / "half")
+    Tokenizer.from_pretrained(tmp_path / "half")
+
+
+def test_subfolders_and_runs_are_looked_into(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "run" / "checkpoints" / "step-00000002" / "tokenizer")
+    assert Tokenizer.from_pretrained(tmp_path / "run").fingerprint() == tokenizer.fingerprint()
+    again = Tokenizer.from_pretrained(tmp_path, subfolder="run/checkpoints/step-00000002/tokenizer")
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('{"_class_name": "VFMVAE"', "is damaged"),
+        ('["VFMVAE"]', "it holds a list"),
+        ('{"_class_name": "VFMVAE", "image_sise": 3}', "no key 'image_sise'; did you mean 'image_size'"),
+    ],
+)
+def test_a_broken_config_is_one_sentence(tmp_path: Path, change: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(change)
+    with pytest.raises(LumitokError, match=said):
+        Tokenizer.from_pretrained(tmp_path)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from lumitok.config import VFMVAEConfig, load_recipe
+from lumitok.config import VFMVAEConfig, block_count, load_recipe
 from lumitok.errors import LumitokError
 from lumitok.tokenizers import VFMVAE, build_tokenizer
-from lumitok.tokenizers.vfm_vae import AttentionProjection, block_count, modulated_pointwise
+from lumitok.tokenizers.vfm_vae import AttentionProjection, modulated_pointwise
 
 PAPER = "vfm-vae/imagenet256/1-strong-alignment"
 
@@ -195,3 +195,23 @@ def test_return_dict_false_gives_tuples_as_diffusers_does(config: dict[str, Any]
     (posterior,) = tokenizer.encode(torch.rand(1, 3, 32, 32), return_dict=False)
     (sample,) = tokenizer.decode(posterior.mode(), return_dict=False)
     assert sample.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"image_size": 288},
+            "which its 6 blocks need; the nearest sizes are 256 and 320",
+        ),
+        ({"block_kernels": [5, 4, 5, 5, 5, 5]}, "odd numbers, not 4"),
+        ({"block_latent_channels": [8, 0, 8, 8, 8, 8]}, "no block after one that does not"),
+        ({"attention_heads": 3, "image_size": 64}, "not a multiple of attention_heads, 3"),
+        ({"block_blurs": [7, 5, 5, 3, 3, 3]}, "should be 3 or 5"),
+    ],
+)
+def test_settings_that_cannot_be_built_say_why(
+    config: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        VFMVAEConfig(**(config | changes))

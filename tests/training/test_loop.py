@@ -189,6 +189,28 @@ def test_what_cannot_be_trained_says_why(recipe: Recipe) -> None:
         train(changed(recipe, stages__0__trainable=["block.*"]))
 
 
+def test_every_stage_is_looked_at_before_the_first_begins(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = recipe.stages[0].model_dump()
+    later: list[tuple[dict[str, Any], str]] = [
+        ({"batch_size": 9, "images": 18}, "in equal groups of at most 8"),
+        ({"trainable": ["nothing.*"]}, "no parameter is named"),
+        ({"losses": {"lpips": 1.0}}, "LPIPS needs VGG16's weights"),
+    ]
+    monkeypatch.setattr("lumitok.losses.lpips.find_vgg16", lambda _: None)
+    monkeypatch.setattr("lumitok.losses.lpips._download", _no_network)
+    for index, (change, said) in enumerate(later):
+        second = first | {"name": "second"} | change
+        with pytest.raises(LumitokError, match=said):
+            train(changed(recipe, out=f"{recipe.out}-{index}", stages=[first, second]))
+        assert not (Path(f"{recipe.out}-{index}") / "history.jsonl").exists()
+
+
+def _no_network() -> Path:
+    raise LumitokError("LPIPS needs VGG16's weights, and they cannot be had")
+
+
 def test_the_folder_of_a_tokenizer_is_found(recipe: Recipe, tmp_path: Path) -> None:
     run = train(changed(recipe, stages__0__images=8))
     assert find_tokenizer(run) == run / "tokenizer"

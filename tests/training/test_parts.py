@@ -13,9 +13,12 @@ from torch import nn
 
 from lumitok.config import LossConfig, Recipe, StageConfig
 from lumitok.data import open_pictures, validation_batches
+from lumitok.evaluation.curves import read_history
 from lumitok.tokenizers import build_tokenizer
 from lumitok.training import measure_latents
+from lumitok.training.checkpoint import Place
 from lumitok.training.ema import EMA
+from lumitok.training.journal import Journal
 from lumitok.training.measure import to_pictures
 from lumitok.training.seeds import derive_seed, seed_step
 from lumitok.training.steps import learning_rate_factor
@@ -69,8 +72,8 @@ def test_seeds_follow_from_the_place_alone() -> None:
 def test_latent_statistics_are_those_of_the_samples(recipe: Recipe, folder: Path) -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(recipe.model).eval()
-    pictures, accelerator = open_pictures(folder), Accelerator(cpu=True)
-    mean, std, count = measure_latents(tokenizer, pictures, accelerator, batch_size=5, limit=100, seed=3)
+    pictures = open_pictures(folder)
+    mean, std, count = measure_latents(tokenizer, pictures, batch_size=5, limit=100, seed=3)
     assert count == 12
     generator = torch.Generator().manual_seed(derive_seed(3, 1))
     with torch.no_grad():
@@ -83,3 +86,18 @@ def test_latent_statistics_are_those_of_the_samples(recipe: Recipe, folder: Path
     flat = z.transpose(0, 1).flatten(1).numpy().astype(np.float64)
     np.testing.assert_allclose(mean, flat.mean(axis=1), atol=1e-5)
     np.testing.assert_allclose(std, flat.std(axis=1, ddof=1), rtol=1e-4)
+
+
+def test_speed_counts_the_steps_and_not_the_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("lumitok.training.journal.time.monotonic", lambda: clock[0])
+    with Journal(tmp_path, Accelerator(cpu=True), Place(), total_steps=4) as journal:
+        clock[0] += 2
+        with journal.pause():
+            clock[0] += 50
+        clock[0] += 2
+        journal.record(Place(step=2, images=20), "s", "train", {})
+        clock[0] += 5
+        journal.record(Place(step=4, images=40), "s", "train", {})
+    speeds = [record["values"]["images_per_second"] for record in read_history(tmp_path / "history.jsonl")]
+    assert speeds == [5.0, 4.0]

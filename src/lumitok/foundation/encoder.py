@@ -95,6 +95,12 @@ class FoundationEncoder(nn.Module):
         self.eval()
         self._hash: tuple[Any, str] | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and of the pixels that they take."""
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.dtype
+
     def train(self, mode: bool = True) -> FoundationEncoder:  # noqa: ARG002
         """Stay in eval mode: the encoder is frozen."""
         return super().train(False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -18,6 +17,7 @@ from lumitok import __version__
 from lumitok.config import Recipe, load_recipe
 from lumitok.data import open_pictures, validation_batches
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
+from lumitok.errors import LumitokError
 from lumitok.evaluation.curves import Series, plot_svg, read_history, series, value_names
 from lumitok.evaluation.image_quality import PROTOCOL, to_uint8
 from lumitok.evaluation.markup import Figure
@@ -72,6 +72,11 @@ def run_demo(out: Path, *, fast: bool = False) -> Path:
         )
     recipe = demo_recipe(out, pictures, fast=fast)
     run = Path(recipe.out)
+    if (run / "recipe.yaml").is_file() and load_recipe(str(run / "recipe.yaml")) != recipe:
+        raise LumitokError(
+            f"{run} was trained with other settings than today's; remove it, or choose another "
+            "folder with --out"
+        )
     if (run / "tokenizer" / "config.json").is_file():
         console.print(f"{run} is trained already; remove {out} to begin anew")
     else:
@@ -106,11 +111,10 @@ def write_report(out: Path, recipe: Recipe, pictures: DemoPictures) -> Path:
     """Look at a finished run and write ``report.html`` and its pictures as PNG files."""
     run = Path(recipe.out)
     tokenizer = Tokenizer.from_pretrained(find_tokenizer(run))
-    accelerator = Accelerator(cpu=True)
     folders = {"drawings": pictures.held_out_drawings, "photos": pictures.held_out_photos}
     opened = {name: open_pictures(path) for name, path in folders.items()}
     quality = {
-        name: held_out_quality(tokenizer, found, accelerator, batch_size=32, limit=len(found))
+        name: held_out_quality(tokenizer, found, batch_size=32, limit=len(found))
         for name, found in opened.items()
     }
     shown = [_look(tokenizer, name, opened[name]) for name in SETS]

@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lumitok.config import Section
+from lumitok.config import Section, first_fault
 from lumitok.data.latents import LatentSpec
 from lumitok.errors import LumitokError, nearest
 from lumitok.foundation import FoundationEncoder
@@ -142,7 +143,9 @@ class Tokenizer(ModelMixin, ConfigMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         bundle_encoder = bundle_encoder or self.settings.encoder.weights == "random"
-        encoder = self.settings.encoder.model_copy(update={"sha256": self.encoder.weights_hash()})
+        # The hash found at loading holds also where the weights were converted to another type since.
+        found = self.settings.encoder.sha256 or self.encoder.weights_hash()
+        encoder = self.settings.encoder.model_copy(update={"sha256": found})
         self.register_to_config(encoder=encoder.model_dump(mode="json"))
         save_file(_contiguous(self._own_state()), folder / WEIGHTS, metadata={"format": "pt"})
         if bundle_encoder:
@@ -170,7 +173,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
                 checkpoint, or a model id on the Hugging Face hub.
             encoder_weights: a local file of the frozen encoder's weights, in place of the one named
                 in the config; it must have the same hash.
-            torch_dtype: type to convert the weights to.
+            torch_dtype: type to convert the weights to; the frozen encoder keeps its own.
             subfolder: folder below it that holds the tokenizer.
             revision: revision on the hub.
 
@@ -178,7 +181,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
             LumitokError: the folder is not a tokenizer, a key is missing or left over, or the
                 encoder's weights are not those it was trained with.
         """
-        folder = _locate(str(pretrained_model_name_or_path), revision) / (subfolder or "")
+        folder = _locate(str(pretrained_model_name_or_path), revision, subfolder or "")
         config = _read_config(folder)
         kind = str(config.pop("_class_name", ""))
         if kind not in cls._kinds:
@@ -189,7 +192,10 @@ class Tokenizer(ModelMixin, ConfigMixin):
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         if encoder_weights is not None:
             values["encoder"] = {**values["encoder"], "weights": encoder_weights}
-        settings = chosen.Settings.model_validate(values)
+        try:
+            settings = chosen.Settings.model_validate(values)
+        except ValidationError as error:
+            raise LumitokError(f"{folder / 'config.json'}: {first_fault(error, chosen.Settings)}") from None
         bundled = folder / ENCODER_WEIGHTS
         if bundled.is_file() and encoder_weights is None:
             tokenizer = chosen.from_settings(settings, load_weights=False)
@@ -199,7 +205,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
             tokenizer = chosen.from_settings(settings)
         _load_strictly(tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but="encoder.")
         tokenizer.eval()
-        return tokenizer if torch_dtype is None else tokenizer.to(torch_dtype)
+        if torch_dtype is not None:
+            for name, part in tokenizer.named_children():
+                if name != "encoder":
+                    part.to(torch_dtype)
+        return tokenizer
 
     @classmethod
     def from_settings(cls, settings: Any, *, load_weights: bool = True) -> Self:
@@ -221,12 +231,29 @@ class Tokenizer(ModelMixin, ConfigMixin):
             )
 
 
-def _locate(name: str, revision: str | None) -> Path:
-    folder = Path(name)
-    if folder.is_dir():
-        # A run and a checkpoint keep their tokenizer in a folder of that name.
-        inner = folder / "tokenizer"
-        return inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
+def find_tokenizer(path: str | Path) -> Path:
+    """Return the tokenizer folder of a run, of a checkpoint, or ``path`` itself where it is one.
+
+    Of a run: the final tokenizer, or the newest checkpoint's while there is none.
+
+    Raises:
+        LumitokError: there is no such folder, or no tokenizer in it.
+    """
+    folder = Path(path)
+    saved = sorted(p for p in (folder / "checkpoints").glob("step-*") if p.suffix != ".partial")
+    for candidate in (folder, folder / "tokenizer", *(c / "tokenizer" for c in reversed(saved))):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not folder.exists():
+        raise LumitokError(f"there is no '{folder}'; give a run, a checkpoint or a tokenizer folder")
+    raise LumitokError(
+        f"'{folder}' holds no tokenizer: no config.json in it, in tokenizer/ or in checkpoints/"
+    )
+
+
+def _locate(name: str, revision: str | None, subfolder: str) -> Path:
+    if Path(name).is_dir():
+        return find_tokenizer(Path(name) / subfolder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise LumitokError(f"there is no folder '{name}', and it is not a hub id such as 'name/model'")
     from huggingface_hub import snapshot_download
@@ -238,14 +265,17 @@ def _locate(name: str, revision: str | None) -> Path:
             f"there is no folder '{name}', and the hub did not give a model of that name "
             f"({type(error).__name__}); check the name, the network, or download it by hand"
         ) from None
-    return Path(found)
+    return find_tokenizer(Path(found) / subfolder)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
-        raise LumitokError(f"{folder} is not a tokenizer: it has no config.json")
-    config: dict[str, Any] = json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LumitokError(f"{path} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise LumitokError(f"{path} does not describe a tokenizer: it holds a {type(config).__name__}")
     return config
 
 

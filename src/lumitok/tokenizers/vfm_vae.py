@@ -20,7 +20,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
-from lumitok.config import VFMVAEConfig
+from lumitok.config import VFMVAEConfig, block_count
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
 from lumitok.nn.precision import full_precision
@@ -291,7 +291,7 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.gamma[None, :, None, None] * math.sqrt(x.shape[1])
-        return F.normalize(x.float(), dim=1) * scale
+        return (F.normalize(x.float(), dim=1) * scale).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -461,12 +461,13 @@ class VFMVAE(Tokenizer):
                 # The grid of a block's input is half its output: image / 2^(d + 1).
                 factor = settings.downsampling / 2 ** (distance + 1)
                 self.spatial.append(SpatialBranch(settings.post_channels, seen, factor))
-            elif previous is None:
-                raise LumitokError(
-                    f"block_latent_channels[{distance}] is 0, but the first block needs the latent"
-                )
             self.blocks.append(SynthesisBlock((previous or 0) + seen, previous, distance, settings))
             previous = settings.block_channels[distance]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the trained weights; the frozen encoder may have another."""
+        return self.expand.shortcut.weight.dtype
 
     @property
     def size_multiple(self) -> int:
@@ -477,9 +478,10 @@ class VFMVAE(Tokenizer):
     # Pictures to latent
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Pictures in [-1, 1] -> the frozen encoder's maps (B, C_l, h_l, w_l), float32 (Eq. 1)."""
+        """Pictures in [-1, 1] -> the frozen encoder's maps (B, C_l, h_l, w_l), in our type (Eq. 1)."""
+        pixels = ((x.float() + 1) / 2).to(self.encoder.dtype)
         with torch.no_grad():
-            return [f.float() for f in self.encoder((x + 1) / 2).maps]
+            return [f.to(self.dtype) for f in self.encoder(pixels).maps]
 
     def moments(self, features: list[Tensor]) -> Tensor:
         """Feature maps -> mean and log-variance, stacked (B, 2C, h, w), unclamped (Eq. 2)."""
@@ -527,8 +529,8 @@ class VFMVAE(Tokenizer):
         ``generator`` is there for diffusers' pipelines; decoding draws nothing.
         """
         del generator
-        post = self.expand(z)  # Z (B, post_channels, h, w)
-        w = self.mapping(post.mean(dim=(2, 3)).float())
+        post = self.expand(z.to(self.dtype))  # Z (B, post_channels, h, w)
+        w = self.mapping(post.mean(dim=(2, 3)).to(self.dtype))
         x: Tensor | None = None
         total: Tensor | None = None
         pyramid = []
@@ -575,11 +577,6 @@ class VFMVAE(Tokenizer):
         """Pictures of any size in [-1, 1] -> pictures of that size in [-1, 1], clamped."""
         output = self.forward(self.pad(x), sample_posterior, generator)
         return output.sample[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
-
-
-def block_count(image_size: int) -> int:
-    """Blocks of the decoder: 6 from 256 px, one less for each halving below."""
-    return 6 + min(0, math.floor(math.log2(image_size / 256)))
 
 
 def _square(grid: tuple[int, int]) -> int:

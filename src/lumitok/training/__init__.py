@@ -1,6 +1,6 @@
 """The tokenizer loop, its stages, averages, checkpoints and journal."""
 
-from lumitok.training.checkpoint import find_tokenizer
+from lumitok.tokenizers.base import find_tokenizer
 from lumitok.training.measure import measure_latents
 from lumitok.training.tokenizer_loop import train
 

@@ -45,23 +45,6 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in found if p.is_dir() and p.suffix != ".partial")
 
 
-def find_tokenizer(path: str | Path) -> Path:
-    """Return the tokenizer folder of a run, of a checkpoint, or ``path`` itself where it is one.
-
-    Of a run: the final tokenizer, or the newest checkpoint's while there is none.
-    """
-    folder = Path(path)
-    candidates = [folder, folder / "tokenizer", *(c / "tokenizer" for c in reversed(checkpoints(folder)))]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not folder.exists():
-        raise LumitokError(f"there is no '{folder}'; give a run, a checkpoint or a tokenizer folder")
-    raise LumitokError(
-        f"'{folder}' holds no tokenizer: no config.json in it, in tokenizer/ or in checkpoints/"
-    )
-
-
 class CheckpointWriter:
     """Writes checkpoints of a run and removes the oldest beyond ``keep``."""
 
@@ -131,8 +114,13 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` gave."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # Fused optimizers pair raw memory, so moments lie as their parameter does (channels last).
+            value = torch.empty_like(parameter).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -67,9 +70,12 @@ class Journal:
         """Move the bar by a step."""
         self.progress.update(self.task, completed=place.step, description=stage)
 
-    def restart_clock(self, place: Place) -> None:
-        """Leave what was just done (measuring, saving) out of the speed."""
-        self._since, self._images_since = time.monotonic(), place.images
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what is done inside (drawing, measuring, saving) out of the speed."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
 
     def record(self, place: Place, stage: str, kind: str, values: dict[str, float]) -> None:
         """Write values to the history and the tracker, and print the main ones."""
@@ -83,7 +89,7 @@ class Journal:
             values = {**values, "images_per_second": round(self._rate, 2)}
             speed, memory = f"{self._rate:.1f} img/s", f"{memory_in_use() / 2**30:.1f} GiB"
             self.progress.update(self.task, speed=speed, memory=memory)
-            self.restart_clock(place)
+            self._since, self._images_since = time.monotonic(), place.images
         line = {"step": place.step, "images": place.images, "stage": stage, "kind": kind, "values": values}
         with (self.run / HISTORY).open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -132,8 +138,12 @@ def memory_in_use() -> int:
 
 def _truncate(path: Path, step: int) -> None:
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in lines))
+        # A process that was killed may have left half a line, and examples of steps still to come.
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    for old in (*path.parent.glob("examples/step-*"), *path.parent.glob("grids/step-*.png")):
+        if int(old.stem.removeprefix("step-")) > step:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _is_headline(name: str, kind: str) -> bool:

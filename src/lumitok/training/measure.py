@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from lumitok.data import Pictures, validation_batches
@@ -21,7 +20,7 @@ def to_pictures(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def held_out_quality(
-    tokenizer: Tokenizer, pictures: Pictures, accelerator: Accelerator, *, batch_size: int, limit: int
+    tokenizer: Tokenizer, pictures: Pictures, *, batch_size: int, limit: int
 ) -> dict[str, float]:
     """PSNR, SSIM and L1 of reconstructions from the posterior's mean, on at most ``limit`` pictures.
 
@@ -30,10 +29,8 @@ def held_out_quality(
     """
     quality = ReconstructionQuality()
     for pixels in _spread(pictures, limit, tokenizer.config.image_size, batch_size):
-        target = to_pictures(pixels, accelerator.device)
-        with torch.no_grad(), accelerator.autocast():
-            output = tokenizer.reconstruct(target)
-        quality.update(output.float(), target)
+        target = to_pictures(pixels, tokenizer.device)
+        quality.update(tokenizer.reconstruct(target).float(), target)
     return dict(quality.results())
 
 
@@ -49,7 +46,6 @@ def example_pictures(sets: dict[str, Pictures], size: int, count: int) -> Tensor
 def measure_latents(
     tokenizer: Tokenizer,
     pictures: Pictures,
-    accelerator: Accelerator,
     *,
     batch_size: int,
     limit: int,
@@ -64,9 +60,9 @@ def measure_latents(
     total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     values = count = 0
     for pixels in _spread(pictures, limit, tokenizer.config.image_size, batch_size):
-        with torch.no_grad(), accelerator.autocast():
-            posterior = tokenizer.encode(to_pictures(pixels, accelerator.device)).latent_dist
-        z = posterior.sample(generator).double().cpu()
+        with torch.no_grad():
+            posterior = tokenizer.encode(to_pictures(pixels, tokenizer.device)).latent_dist
+        z = posterior.sample(generator).cpu().double()
         total += z.sum(dim=(0, 2, 3))
         squares += z.square().sum(dim=(0, 2, 3))
         values += z.numel() // channels

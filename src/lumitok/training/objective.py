@@ -68,6 +68,10 @@ class GeneratorObjective(nn.Module):
             values["vf"] = alignment.total.detach()
             values["vf_distance"] = alignment.distance.detach()
             values["vf_cosine"] = alignment.cosine.detach()
+        if "multi_resolution_l1" not in terms:
+            # With several processes every trained parameter must take part in the loss, the image heads
+            # of the lower blocks too.
+            total = total + 0.0 * torch.stack([image.sum() for image in output.pyramid[:-1]]).sum()
         divergence = kl(output.mean, output.logvar)
         values["kl"] = divergence.detach()
         if self.config.kl > 0:

@@ -8,7 +8,7 @@ import torch
 
 def derive_seed(*parts: int) -> int:
     """Mix whole numbers (seed, stage, step, process ...) into one seed of 63 bits."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def seed_step(*parts: int) -> None:

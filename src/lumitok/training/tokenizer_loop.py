@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lumitok.data import Pictures, TrainingBatches, open_pictures, split_holdout
 from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.losses.discriminators.foundation import FoundationDiscriminator
+from lumitok.losses.discriminators.head import VIRTUAL_BATCH
 from lumitok.tokenizers import Tokenizer, build_tokenizer
 from lumitok.training.checkpoint import (
     CheckpointWriter,
@@ -63,6 +65,8 @@ class Run:
     accelerator: Accelerator
     tokenizer: Tokenizer
     discriminator: FoundationDiscriminator | None
+    objectives: list[GeneratorObjective]
+    """One a stage."""
     ema: EMA
     pictures: Pictures
     held_out: dict[str, Pictures]
@@ -122,13 +126,13 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
 
     if due(training.log_every):
         journal.record(run.place, name, "train", state.means())
-    if run.held_out and due(training.grid_every):
-        _draw(run, journal)
-    if run.held_out and due(training.validate_every):
-        _measure(run, journal, state.config)
-    if due(training.checkpoint_every):
-        _save(run, state)
-    journal.restart_clock(run.place)
+    with journal.pause():
+        if run.held_out and due(training.grid_every):
+            _draw(run, journal)
+        if run.held_out and due(training.validate_every):
+            _measure(run, journal, state.config)
+        if due(training.checkpoint_every):
+            _save(run, state)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -136,6 +140,8 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
 
 
 def _start(recipe: Recipe, resume: bool) -> Run:
+    if recipe.training.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise LumitokError("training.tracker is wandb, which is not installed: pip install 'lumitok[wandb]'")
     precision = choose_precision(recipe.training.precision, default_device())
     folder = Path(recipe.out or f"runs/{recipe.name}")
     if default_device().type == "cpu":
@@ -149,6 +155,7 @@ def _start(recipe: Recipe, resume: bool) -> Run:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     taken_up = _take_up(folder, recipe, resume)
+    _check_stages(recipe, accelerator.num_processes)
     pictures, held_out = _open_data(recipe)
     torch.manual_seed(derive_seed(recipe.training.seed))
     tokenizer = build_tokenizer(recipe.model).to(accelerator.device)
@@ -166,6 +173,10 @@ def _start(recipe: Recipe, resume: bool) -> Run:
         if discriminator is not None:
             state = load_tensors(taken_up / "training" / "discriminator.safetensors", accelerator.device)
             load_trained_state(discriminator, state)
+    # Every stage's losses and patterns are looked at now, so that no later stage stops for want of a file.
+    objectives = [GeneratorObjective(stage.losses) for stage in recipe.stages]
+    for stage in recipe.stages:
+        choose_trainable(tokenizer, stage)
     ema = EMA(tokenizer, tokenizer.trainable_names(), training.ema_half_life, training.ema_ramp)
     if taken_up is not None:
         ema.load(load_tensors(taken_up / "training" / "ema.safetensors", accelerator.device))
@@ -175,7 +186,17 @@ def _start(recipe: Recipe, resume: bool) -> Run:
     if training.tracker != "none":
         accelerator.init_trackers("log" if training.tracker == "tensorboard" else "lumitok")
     return Run(
-        recipe, folder, accelerator, tokenizer, discriminator, ema, pictures, held_out, place, taken_up
+        recipe,
+        folder,
+        accelerator,
+        tokenizer,
+        discriminator,
+        objectives,
+        ema,
+        pictures,
+        held_out,
+        place,
+        taken_up,
     )
 
 
@@ -199,6 +220,24 @@ def _take_up(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
                 f"{folder / 'recipe.yaml'}, or start a new run with out="
             )
     return found[-1]
+
+
+def _check_stages(recipe: Recipe, world: int) -> None:
+    """See that every stage's batch divides as it must."""
+    parts = recipe.training.accumulation
+    for stage in recipe.stages:
+        share, rest = divmod(stage.batch_size, parts * world)
+        if rest:
+            raise LumitokError(
+                f"stage '{stage.name}': batch_size {stage.batch_size} does not divide among {world} "
+                f"processes and {parts} accumulated parts"
+            )
+        if stage.losses.gan > 0 and share % -(-share // VIRTUAL_BATCH):
+            raise LumitokError(
+                f"stage '{stage.name}': the discriminator normalises in equal groups of at most "
+                f"{VIRTUAL_BATCH} pictures, and {share} pictures (a process, a part) do not divide so; make "
+                f"it a multiple of {VIRTUAL_BATCH}"
+            )
 
 
 def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures]]:
@@ -245,7 +284,7 @@ def _enter(run: Run, stage: StageConfig) -> StageState:
         config=stage,
         tokenizer=run.tokenizer,
         generator=accelerator.prepare_model(run.tokenizer),
-        objective=GeneratorObjective(stage.losses).to(accelerator.device),
+        objective=run.objectives[run.place.stage].to(accelerator.device),
         optimizer=optimizer,
     )
     if run.discriminator is not None and stage.losses.gan > 0:
@@ -269,12 +308,7 @@ def _enter(run: Run, stage: StageConfig) -> StageState:
 
 def _batches(run: Run, stage: StageConfig) -> TrainingBatches:
     training, world = run.recipe.training, run.accelerator.num_processes
-    share, rest = divmod(stage.batch_size, training.accumulation * world)
-    if rest:
-        raise LumitokError(
-            f"stage '{stage.name}': batch_size {stage.batch_size} does not divide among {world} processes "
-            f"and {training.accumulation} accumulated parts"
-        )
+    share = stage.batch_size // (training.accumulation * world)
     return TrainingBatches(
         run.pictures,
         run.recipe.data,
@@ -310,12 +344,11 @@ def _draw(run: Run, journal: Journal) -> None:
 def _measure(run: Run, journal: Journal, stage: StageConfig) -> None:
     training = run.recipe.training
     values: dict[str, float] = {}
-    with _averaged(run) as tokenizer:
+    with _averaged(run) as tokenizer, run.accelerator.autocast():
         for name, pictures in run.held_out.items():
             found = held_out_quality(
                 tokenizer,
                 pictures,
-                run.accelerator,
                 batch_size=max(1, min(stage.batch_size // run.accelerator.num_processes, 32)),
                 limit=training.validation_images,
             )
@@ -352,11 +385,10 @@ def _finish(run: Run, journal: Journal) -> None:
     """Measure the latent's statistics on the averaged weights and write the final tokenizer."""
     training = run.recipe.training
     if run.accelerator.is_main_process:
-        with _averaged(run) as tokenizer:
+        with _averaged(run) as tokenizer, run.accelerator.autocast():
             mean, std, count = measure_latents(
                 tokenizer,
                 run.pictures,
-                run.accelerator,
                 batch_size=32,
                 limit=training.statistics_images,
                 seed=training.seed,

@@ -72,7 +72,7 @@ class FoundationDiscriminator(nn.Module):
         return F.interpolate(
             pixels,
             (size, size),
-            mode=self.encoder.family.interpolation,
+            mode=self.config.interpolation or self.encoder.family.interpolation,
             align_corners=False,
             antialias=shrinks,
         )
