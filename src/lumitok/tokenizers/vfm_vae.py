@@ -433,7 +433,7 @@ class VFMVAE(Tokenizer):
                 for channels, width, factor in zip(encoder.channels, widths, self.factors, strict=True)
             )
         else:
-            self.projections = nn.ModuleList(nn.Identity() for _ in widths)
+            self.projections = nn.ModuleList(nn.Identity() for _ in encoder.channels)
             widths = list(encoder.channels)
         fused = sum(
             round(width * min(1.0, factor) ** -2)
