@@ -17,7 +17,7 @@ from lumitok.training.precision import Precision
 
 def test_the_processor_and_its_precision_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor, "choose_precision", lambda *_: Precision(torch.bfloat16, True, "the processor has AMX")
+        doctor, "choose_precision", lambda *_: Precision(torch.bfloat16, "the processor has AMX")
     )
     machine = examine().machine
     name = next(key for key in machine if key.startswith("cpu: "))
