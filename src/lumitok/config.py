@@ -14,10 +14,10 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from lumitok.errors import LumitokError, nearest
 
@@ -51,10 +51,46 @@ class EncoderConfig(Section):
     """Extra arguments for ``timm.create_model``, for example to make a tiny model in a test."""
 
 
+class TokenizerConfig(Section):
+    """What every tokenizer has."""
+
+    type: str
+    """The kind of tokenizer."""
+    encoder: EncoderConfig
+    """The frozen encoder."""
+    image_size: int = Field(256, ge=32, multiple_of=32)
+    """Side in pixels of the pictures it is trained on."""
+    downsampling: Literal[8, 16] = 16
+    """Picture side divided by latent side."""
+    latent_channels: int = Field(32, ge=1)
+    """Channels of the latent z."""
+    vf_head: bool = True
+    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
+    initial_logvar: float = 0.0
+    """Log-variance of the posterior before training. At 0, the paper's, the noise is larger than the
+    signal and training spends its first images on turning it down; short runs start lower."""
+    latents_mean: list[float] | None = None
+    """Channel means of the latent, measured at the end of training."""
+    latents_std: list[float] | None = None
+    """Channel standard deviations (unbiased) of the latent."""
+    latents_count: int | None = None
+    """How many pictures the statistics were measured on."""
+
+    @model_validator(mode="after")
+    def _check_statistics(self) -> Self:
+        for name in ("latents_mean", "latents_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.latent_channels:
+                raise ValueError(
+                    f"{name} has {len(value)} numbers for {self.latent_channels} latent channels"
+                )
+        return self
+
+
 BLOCKS = 6  # Sizes below run over the distance from the last decoder block, the last block first.
 
 
-class VFMVAEConfig(Section):
+class VFMVAEConfig(TokenizerConfig):
     """VFM-VAE (arXiv 2510.18457), Tables 9 and 10; the defaults are the paper's.
 
     Lists of six run over the distance of a decoder block from the last one, last block first; a
@@ -66,49 +102,39 @@ class VFMVAEConfig(Section):
     """The frozen encoder; the paper reads layers [0, 12, -1] of SigLIP2-Large at 512 px."""
     image_size: int = Field(256, ge=32, multiple_of=32)
     """Side in pixels of the pictures it is trained on; it sets the number of decoder blocks."""
-    downsampling: Literal[8, 16] = 16
-    """Picture side divided by latent side."""
-    latent_channels: int = Field(32, ge=1)
-    """Channels of the latent z."""
-    projection: Literal["several", "single"] = "several"
+    projection: Literal["several", "single", "convolution"] = "several"
     """``several``: each feature map has its own attention projection, then one fuses them (the
-    released code); ``single``: the maps are concatenated and projected once (the paper's text)."""
+    released code); ``single``: the maps are concatenated and projected once (the paper's text);
+    ``convolution``: 1x1 convolutions take the concatenated maps to z and z to Z (Table 3, row 2)."""
     projected_channels: list[int] = [64, 64, 64]
     """Channels of each projected feature map, one number a layer of the encoder; ``several`` alone
     projects them."""
-    vf_head: bool = True
-    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
     post_channels: int = Field(512, ge=1)
     """Channels of Z, the expanded latent that every decoder branch reads."""
     style_channels: int = Field(512, ge=1)
     """Channels of the global style w."""
+    blocks: Literal["convnext", "stylegan"] = "convnext"
+    """``convnext``: separable upsampling and modulated ConvNeXt layers; ``stylegan``: modulated 3x3
+    convolutions, the first of which upsamples (Table 3, row 2)."""
     block_channels: list[int] = [128, 256, 512, 512, 512, 512]
     """Channels of each decoder block."""
     block_kernels: list[int] = [7, 7, 7, 7, 5, 5]
-    """Kernel size of the depthwise convolutions."""
+    """Kernel size of the depthwise convolutions; ``stylegan`` has none."""
     block_depths: list[int] = [5, 5, 7, 7, 7, 7]
-    """Modulated ConvNeXt layers in each block."""
+    """Layers in each block: modulated ConvNeXt layers, or modulated 3x3 convolutions, an odd number: one
+    that upsamples and residual pairs."""
     block_blurs: list[Literal[3, 5]] = [5, 5, 5, 3, 3, 3]
-    """Size of the fixed blur after each upsampling: 3 or 5."""
+    """Size of the fixed blur after each separable upsampling: 3 or 5."""
     block_attention: list[int] = [0, 0, 0, 2, 2, 2]
     """Self-attention blocks at the end of each block."""
     block_latent_channels: list[int] = [0, 0, 128, 128, 256, 512]
     """Channels of the spatial branch given to each block; 0: the block does not see the latent."""
     attention_heads: int = Field(8, ge=1)
     """Heads of the decoder's self-attention; a head has block channels / heads channels."""
-    initial_logvar: float = 0.0
-    """Log-variance of the posterior before training. At 0, the paper's, the noise is larger than the
-    signal and training spends its first images on turning it down; short runs start lower."""
     layer_scale: float = Field(1e-5, gt=0)
-    """Initial value of the factor on each ConvNeXt layer's residual."""
+    """Initial value of the factor on each residual of a block's layers."""
     legacy_noise: bool = False
     """The released weights' constant noise maps; only for importing them."""
-    latents_mean: list[float] | None = None
-    """Channel means of the latent, measured at the end of training."""
-    latents_std: list[float] | None = None
-    """Channel standard deviations (unbiased) of the latent."""
-    latents_count: int | None = None
-    """How many pictures the statistics were measured on."""
 
     @model_validator(mode="after")
     def _check(self) -> VFMVAEConfig:
@@ -123,12 +149,8 @@ class VFMVAEConfig(Section):
             if len(value) != BLOCKS:
                 raise ValueError(f"{name} has {len(value)} numbers; give {BLOCKS}, last block first")
         self._check_blocks()
-        for name in ("latents_mean", "latents_std"):
-            value = getattr(self, name)
-            if value is not None and len(value) != self.latent_channels:
-                raise ValueError(
-                    f"{name} has {len(value)} numbers for {self.latent_channels} latent channels"
-                )
+        if self.blocks == "stylegan":
+            self._check_stylegan()
         return self
 
     def _check_blocks(self) -> None:
@@ -155,14 +177,69 @@ class VFMVAEConfig(Section):
                     f"{self.attention_heads}"
                 )
 
+    def _check_stylegan(self) -> None:
+        for depth in self.block_depths:
+            if depth < 1 or depth % 2 == 0:
+                raise ValueError(
+                    f"with blocks: stylegan, block_depths are odd numbers, not {depth}: one convolution that "
+                    "upsamples and residual pairs"
+                )
+        if self.legacy_noise:
+            raise ValueError("legacy_noise is the released weights', whose blocks are convnext")
+
 
 def block_count(image_size: int) -> int:
     """Blocks of VFM-VAE's decoder: 6 from 256 px, one less for each halving below."""
     return 6 + min(0, math.floor(math.log2(image_size / 256)))
 
 
-ModelConfig = VFMVAEConfig
-"""Every kind of tokenizer a recipe can name; it becomes a union over ``type`` as others join."""
+class FrozenLDMConfig(TokenizerConfig):
+    """The SD-VAE-style baseline of VFM-VAE (arXiv 2510.18457), Table 3; the defaults are the paper's.
+
+    A frozen encoder, two convolutions on either side of the latent, and the decoder of latent diffusion
+    (arXiv 2112.10752).
+    """
+
+    type: Literal["frozen-ldm"] = "frozen-ldm"
+    encoder: EncoderConfig
+    """The frozen encoder; its maps lie on the latent's grid. The paper reads the end of SigLIP2-Large
+    at 256 px."""
+    vf_head: bool = False
+    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
+    adapter_channels: int = Field(153, ge=1)
+    """Channels between the two convolutions before sampling, and between the two after it. The paper
+    does not give them; 153 comes nearest to its 43.0 M parameters."""
+    decoder_channels: int = Field(128, ge=32, multiple_of=32)
+    """Channels of the decoder at the picture's size."""
+    decoder_multipliers: list[int] = [1, 1, 2, 2, 4]
+    """Factor on ``decoder_channels`` at each level, the picture's size first; each further level has half
+    the side."""
+    decoder_blocks: int = Field(3, ge=1)
+    """Residual blocks a level."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FrozenLDMConfig:
+        levels = int(math.log2(self.downsampling)) + 1
+        if len(self.decoder_multipliers) != levels:
+            raise ValueError(
+                f"decoder_multipliers has {len(self.decoder_multipliers)} numbers; downsampling "
+                f"{self.downsampling} needs {levels}"
+            )
+        if min(self.decoder_multipliers) < 1:
+            raise ValueError(f"decoder_multipliers are 1 or more, not {min(self.decoder_multipliers)}")
+        return self
+
+
+def _model_type(model: Any) -> str:
+    """The ``type`` of a model as it is read, or of one that is built already."""
+    return str(model.get("type", "vfm-vae") if isinstance(model, dict) else getattr(model, "type", ""))
+
+
+ModelConfig = Annotated[
+    Annotated[VFMVAEConfig, Tag("vfm-vae")] | Annotated[FrozenLDMConfig, Tag("frozen-ldm")],
+    Discriminator(_model_type),
+]
+"""Every kind of tokenizer a recipe can name, by ``type``."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -190,6 +267,20 @@ class DataConfig(Section):
     """Leave out pictures whose short side is below this many pixels (the paper: 256)."""
     workers: int = Field(2, ge=0)
     """Processes that open pictures."""
+    bad_share: float = Field(0.01, ge=0, le=1)
+    """Share of the pictures that may be unreadable. Each is named, counted and replaced by another; one
+    more, and the run stops with the list. 0: the first one stops it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"crop_scale is two shares of the short side, 0 < low <= high <= 1, not {self.crop_scale}"
+            )
+        if self.validation and self.holdout:
+            raise ValueError("validation and holdout both name held-out pictures; keep one of them")
+        return self
 
 
 class LossConfig(Section):
@@ -204,6 +295,8 @@ class LossConfig(Section):
     feature_distance: float = Field(0.0, ge=0)
     """Perceptual distance on the features of ``feature_distance_encoder``. Not LPIPS."""
     feature_distance_encoder: EncoderConfig | None = None
+    ssim: float = Field(0.0, ge=0)
+    """1 - SSIM, on pictures in [-1, 1]."""
     multi_resolution_l1: float = Field(0.0, ge=0)
     """L1 of the image at every lower resolution, weight of each."""
     multi_resolution_until: int | None = Field(None, ge=0)
@@ -216,9 +309,13 @@ class LossConfig(Section):
     vf_distance_margin: float = 0.0
     vf_cosine_margin: float = 0.0
     gan: float = Field(0.0, ge=0)
-    """Adversarial loss of the generator."""
+    """Adversarial loss (hinge) against ``discriminator``."""
+    patchgan: float = Field(0.0, ge=0)
+    """Adversarial loss (least squares) against ``patch_discriminator``."""
+    feature_matching: float = Field(0.0, ge=0)
+    """L1 between the features that ``patch_discriminator`` sees in a picture and its reconstruction."""
     gan_from: int = Field(0, ge=0)
-    """Number of images seen before the discriminator joins."""
+    """Number of images seen before the discriminators join."""
 
     @model_validator(mode="after")
     def _check(self) -> LossConfig:
@@ -226,7 +323,14 @@ class LossConfig(Section):
             raise ValueError(
                 "feature_distance needs feature_distance_encoder: name an encoder and its layers"
             )
+        if self.feature_matching > 0 and self.patchgan == 0:
+            raise ValueError("feature_matching compares features of the PatchGAN; give patchgan a weight too")
         return self
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether any discriminator takes part."""
+        return self.gan > 0 or self.patchgan > 0
 
 
 class DiscriminatorConfig(Section):
@@ -245,6 +349,48 @@ class DiscriminatorConfig(Section):
     """Differentiable augmentation: color, translation, cutout."""
 
 
+class PatchDiscriminatorConfig(Section):
+    """PatchGAN on several scales (pix2pixHD, arXiv 1711.11585, as VFM-VAE uses it)."""
+
+    channels: int = Field(64, ge=1)
+    """Channels of the first layer; they double with each layer up to eight times as many."""
+    strided_layers: int = Field(3, ge=1)
+    """Layers that halve the picture."""
+    scales: int = Field(3, ge=1)
+    """Networks; each sees the picture at half the size of the one before."""
+
+
+class EquivarianceConfig(Section):
+    """Equivariance regularisation (EQ-VAE, arXiv 2502.09509; VFM-VAE, section 3.4, both its branches).
+
+    Each step draws one transform for all pictures. With ``latent_probability`` the latent is resized and
+    turned, and the decoder must give the picture resized and turned alike. Otherwise, with
+    ``prior_probability``, the picture is resized before it is encoded.
+    """
+
+    latent_probability: float = Field(0.5, ge=0, le=1)
+    latent_scales: list[float] = Field([0.25, 0.5, 0.75, 1.0], min_length=1)
+    """Factors on the latent's side, one drawn at random."""
+    quarter_turns: list[int] = Field([0, 1, 2, 3], min_length=1)
+    """Turns by 90 degrees, one drawn at random."""
+    prior_probability: float = Field(0.25, ge=0, le=1)
+    """Probability, where the latent is left as it is."""
+    prior_scales: list[float] = Field([0.25, 0.5, 0.75], min_length=1)
+    """Factors on the picture's side, one drawn at random."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How pictures are resized (with antialias; latents always bilinear without). The released code
+    takes bicubic where the encoder is DINOv2, EVA-CLIP or Qwen."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EquivarianceConfig:
+        for name in ("latent_scales", "prior_scales"):
+            if not all(0 < scale <= 1 for scale in getattr(self, name)):
+                raise ValueError(f"{name} are above 0 and at most 1, not {getattr(self, name)}")
+        if not all(0 <= turn <= 3 for turn in self.quarter_turns):
+            raise ValueError(f"quarter_turns are 0, 1, 2 or 3, not {self.quarter_turns}")
+        return self
+
+
 class StageConfig(Section):
     """One stage of the training. All that differs between stages stands here."""
 
@@ -255,7 +401,7 @@ class StageConfig(Section):
     """Images a step over all processes and accumulated parts."""
     generator_lr: float = Field(1e-4, gt=0)
     discriminator_lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.99)
     """Adam's, for both networks."""
     schedule: Literal["constant", "cosine"] = "constant"
     """``cosine`` falls to a hundredth of the rate at the end of the stage."""
@@ -263,6 +409,10 @@ class StageConfig(Section):
     trainable: list[str] = ["*"]
     """Patterns of parameter names that this stage trains, such as ``blocks.*``; the frozen encoder
     is never among them."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest L2 norm of each network's gradient; a larger one is scaled down. None: as it comes."""
+    equivariance: EquivarianceConfig | None = None
+    """Equivariance regularisation; None: none."""
     losses: LossConfig
 
 
@@ -289,7 +439,13 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(1000, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     keep: int = Field(2, gt=0)
-    """Checkpoints kept."""
+    """Newest checkpoints kept; the best one is kept besides."""
+    best: Literal["psnr", "ssim", "l1", "none"] = "psnr"
+    """Measurement on the held-out pictures by which a checkpoint is the best so far; with several
+    held-out sets their mean."""
+    skip_not_finite: int = Field(0, ge=0)
+    """Steps of a run whose loss or gradient may be infinite or not a number: their update is left out
+    and counted. One more stops the run."""
     statistics_images: int = Field(10_000, gt=0)
     """Images on which the latent's statistics are measured at the end."""
     bundle_encoder: bool = False
@@ -306,9 +462,13 @@ class Recipe(Section):
     """What it is for: one sentence for ``lumitok recipes``."""
     out: str = ""
     """Folder of the run; default ``runs/`` and the recipe's name."""
+    start: str = ""
+    """Run, checkpoint or tokenizer folder to begin with: its generator, average and discriminators are
+    taken over, the optimizers start anew. Empty: from random weights."""
     model: ModelConfig
     data: DataConfig = DataConfig()
     discriminator: DiscriminatorConfig | None = None
+    patch_discriminator: PatchDiscriminatorConfig | None = None
     stages: list[StageConfig] = Field(min_length=1)
     training: TrainingConfig = TrainingConfig()
 
@@ -318,6 +478,11 @@ class Recipe(Section):
             if stage.losses.gan > 0 and self.discriminator is None:
                 raise ValueError(
                     f"stage '{stage.name}' has a gan loss; describe the discriminator or set gan to 0"
+                )
+            if stage.losses.patchgan > 0 and self.patch_discriminator is None:
+                raise ValueError(
+                    f"stage '{stage.name}' has a patchgan loss; describe the patch_discriminator (an empty "
+                    "section, {}, is the paper's) or set patchgan to 0"
                 )
             if stage.losses.vf > 0 and not self.model.vf_head:
                 raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
@@ -384,7 +549,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a YAML file over the recipe that its ``base`` names."""
+    """Read a YAML file over the recipe that its ``base`` names, or the recipes that its ``chain`` names."""
     path = path.resolve()
     if path in seen:
         raise LumitokError(f"recipe {path} is its own base: {' -> '.join(str(p) for p in (*seen, path))}")
@@ -394,20 +559,46 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise LumitokError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise LumitokError(f"{path} is not a recipe: it holds a {type(tree).__name__}, not keys and values")
-    base = tree.pop("base", None)
+    base, chain = tree.pop("base", None), tree.pop("chain", None)
+    if base is not None and chain is not None:
+        raise LumitokError(f"{path} has both 'base' and 'chain'; keep one of them")
+    if chain is not None:
+        return _chained(chain, tree, path, seen)
     if base is None:
         return tree
-    if str(base).endswith((".yaml", ".yml")):
-        base = path.parent / str(base)  # A file is named from where the recipe lies.
-    parent = _read(recipe_path(str(base)), (*seen, path))
-    parent.pop("name", None)
-    merged: dict[str, Any] = _merge(parent, tree)
+    merged: dict[str, Any] = _merge(_parent(base, path, seen), tree)
+    return merged
+
+
+def _parent(name: Any, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a recipe that the one at ``path`` builds on."""
+    if str(name).endswith((".yaml", ".yml")):
+        name = path.parent / str(name)  # A file is named from where the recipe lies.
+    parent = _read(recipe_path(str(name)), (*seen, path))
+    for key in ("name", "out"):  # The child's own.
+        parent.pop(key, None)
+    return parent
+
+
+def _chained(chain: Any, tree: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Join recipes into one that runs through the stages of all in turn."""
+    if not isinstance(chain, list) or not chain:
+        raise LumitokError(f"{path}: 'chain' is a list of recipes, not {chain!r}")
+    links = [_parent(name, path, seen) for name in chain]
+    joined: dict[str, Any] = {}
+    for link in links:
+        joined = _merge(joined, link)
+    joined["stages"] = [stage for link in links for stage in link.get("stages", [])]
+    joined["start"] = links[0].get("start", "")  # The others start from the one before.
+    merged: dict[str, Any] = _merge(joined, tree)
     return merged
 
 
 def _merge(base: Any, change: Any) -> Any:
     """Lay ``change`` over ``base``: sections key by key; a section of numbers over a list, item by item."""
     if isinstance(base, dict) and isinstance(change, dict):
+        if "type" in base and change.get("type", base["type"]) != base["type"]:
+            return change  # A model of another type has other keys.
         return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in change.items()}}
     if isinstance(base, list) and isinstance(change, dict):
         items = list(base)
@@ -469,35 +660,50 @@ def first_fault(error: ValidationError, kind: type[Section] | None = None) -> st
         kind: the section that was read; None: a whole recipe.
     """
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    where = ".".join(str(step) for step in first["loc"])
+    where, known = _follow(first["loc"], kind or Recipe)
     if first["type"] == "extra_forbidden":
-        known = _keys(first["loc"], kind or Recipe)
         return f"there is no key '{where}'{nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"the key '{where}' is missing"
+    if first["type"] == "union_tag_invalid":
+        return _wrong_type(where, first)
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
     return f"{where + ': ' if where else ''}{message[:1].lower() + message[1:]}{got}"
 
 
-def _keys(location: tuple[int | str, ...], kind: Any) -> list[str]:
-    """Return the keys that are right beside the wrong one at ``location`` below a section."""
-    for step in location[:-1]:
+def _wrong_type(where: str, fault: Any) -> str:
+    if not isinstance(fault["input"], dict):
+        return f"{where}: input should be a section with keys and values, not {fault['input']!r}"
+    wrong, known = fault["ctx"]["tag"], [tag.strip("' ") for tag in fault["ctx"]["expected_tags"].split(",")]
+    return f"{where}.type: there is no '{wrong}', only {' and '.join(known)}{nearest(wrong, known)}"
+
+
+def _follow(location: tuple[int | str, ...], kind: Any) -> tuple[str, list[str]]:
+    """Where a fault lies as the recipe writes it, and the keys that are right beside its last step.
+
+    Where a section may be of several types, pydantic names the chosen one as a step of its own.
+    """
+    steps: list[str] = []
+    known: list[str] = []
+    for step in location:
+        sections = _sections_of(kind)
+        chosen = [s for s in sections if "type" in s.model_fields and s.model_fields["type"].default == step]
+        if len(sections) > 1 and chosen:
+            kind = chosen[0]
+            continue
+        steps.append(str(step))
         if isinstance(step, str):
-            kind = kind.model_fields[step].annotation
-        kind = _section_of(kind)
-        if kind is None:
-            return []
-    return list(kind.model_fields)
+            fields = sections[0].model_fields if sections else {}
+            known = list(fields)
+            kind = fields[step].annotation if step in fields else None
+    return ".".join(steps), known
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
-    """Find the section class inside an annotation such as ``list[StageConfig]`` or ``X | None``."""
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    """Find the section classes inside an annotation such as ``list[StageConfig]`` or ``X | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
+        return [annotation]
     if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, Annotated):
-        for part in typing.get_args(annotation):
-            found = _section_of(part)
-            if found is not None:
-                return found
-    return None
+        return [found for part in typing.get_args(annotation) for found in _sections_of(part)]
+    return []

@@ -95,6 +95,25 @@ def test_min_side_leaves_out_and_counts(tmp_path: Path) -> None:
         open_pictures(tmp_path, min_side=50)
 
 
+def test_headers_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> None:
+    files = {"empty.png": b"", "small.png": png((9, 9)), "page.png": b"<html>", "good.png": png((30, 40))}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    whole = zipped(tmp_path / "x.zip", files)
+    for path in (tmp_path, whole):
+        pictures = open_pictures(path, min_side=10)
+        assert pictures.names == ["good.png"]
+        assert pictures.left_out["unreadable"] == 2
+        assert [bad.name for bad in pictures.unreadable] == ["empty.png", "page.png"]
+        assert pictures.unreadable[0].reason == "the file is empty"
+        there = pickle.loads(pickle.dumps(pictures.subset([0])))
+        assert there.unreadable == pictures.unreadable
+        assert open_pictures(path).unreadable == []
+    with pytest.raises(LumitokError, match=r"2 left out \(unreadable\)") as error:
+        open_pictures(tmp_path, min_side=50)
+    assert "'empty.png': the file is empty" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from lumitok.data import center_crop, prepare, random_square
-from lumitok.data.prepare import augmentation_rng
+from lumitok.data.prepare import TRIES, augmentation_rng, replacements
 
 
 def ramp(width: int, height: int) -> Image.Image:
@@ -32,6 +34,28 @@ def test_center_crop_resizes_bicubically_where_it_cannot_halve() -> None:
 def test_center_crop_halves_at_twice_the_size_exactly() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
     assert center_crop(noise, 8).tobytes() == noise.resize((8, 8), Image.Resampling.BOX).tobytes()
+
+
+def test_center_crop_of_a_line_does_not_become_a_giant(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Image.fromarray((np.arange(6001)[None] // 24).astype(np.uint8)).convert("RGB")
+    resize, sizes = Image.Image.resize, []
+
+    def watched(image: Image.Image, size: tuple[int, int], *arguments: Any) -> Image.Image:
+        sizes.extend(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    for image in (line, line.transpose(Image.Transpose.ROTATE_90)):
+        cut = center_crop(image, 16)
+        assert cut.size == (16, 16)
+        assert set(np.asarray(cut).ravel()) == {125}  # The middle pixel, 3000.
+    assert max(sizes) <= 65 * 16
+
+
+def test_a_single_pixel_fills_the_square() -> None:
+    pixel = Image.new("RGB", (1, 1), (3, 4, 5))
+    for image in (center_crop(pixel, 8), random_square(pixel, 8, (0.5, 1.0), augmentation_rng(0, 0, 0))):
+        assert (np.asarray(image) == (3, 4, 5)).all()
 
 
 def test_random_square_lies_inside_and_covers_the_range() -> None:
@@ -72,3 +96,17 @@ def test_flip_mirrors_half_and_only_when_asked() -> None:
 def test_seed_epoch_and_index_each_change_the_augmentation(other: tuple[int, int, int]) -> None:
     assert augmentation_rng(0, 2, 3).random() == augmentation_rng(0, 2, 3).random()
     assert augmentation_rng(0, 2, 3).random() != augmentation_rng(*other).random()
+
+
+def test_replacements_are_others_each_once() -> None:
+    assert sorted(replacements(0, 1, 2, 7)) == [0, 1, 3, 4, 5, 6]
+    assert list(replacements(0, 1, 0, 1)) == []
+    many = list(replacements(0, 1, 2, 10_000_000))
+    assert len(set(many)) == len(many) == TRIES
+    assert max(many) > 9_000_000
+
+
+@pytest.mark.parametrize("other", [(1, 2, 3), (0, 3, 3), (0, 2, 4)])
+def test_seed_epoch_and_index_each_change_the_replacement(other: tuple[int, int, int]) -> None:
+    assert list(replacements(0, 2, 3, 1000)) == list(replacements(0, 2, 3, 1000))
+    assert next(replacements(0, 2, 3, 1000)) != next(replacements(*other, 1000))

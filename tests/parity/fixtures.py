@@ -23,6 +23,12 @@ class Fixture:
         self.arguments = json.loads(meta["arguments"])
         (self.tolerance,) = json.loads(meta["tolerance"]).values()
 
+    def check(self, **ours: Tensor) -> None:
+        """Hold our outputs against the file's of the same names."""
+        for name, value in ours.items():
+            error = relative_error(value, self.outputs[name])
+            assert error <= self.tolerance, f"{name}: {error:.2e}"
+
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:
     """Largest difference divided by the largest reference value."""

@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lumitok.config import DiscriminatorConfig, EncoderConfig
-from lumitok.interop.vfm_vae_discriminator import convert_heads
-from lumitok.losses.adversarial import hinge_discriminator, hinge_generator
+from lumitok.config import DiscriminatorConfig, EncoderConfig, PatchDiscriminatorConfig
+from lumitok.interop.vfm_vae_discriminator import convert_heads, convert_patch
+from lumitok.losses.adversarial import (
+    hinge_discriminator,
+    hinge_generator,
+    least_squares_discriminator,
+    least_squares_generator,
+)
 from lumitok.losses.discriminators import augment as aug
 from lumitok.losses.discriminators.foundation import FoundationDiscriminator
 from lumitok.losses.discriminators.head import BatchNormLocal, DiscriminatorHead
+from lumitok.losses.discriminators.patch import PatchDiscriminator
+from lumitok.losses.equivariance import Equivariance
+from lumitok.losses.feature_matching import feature_matching
 from lumitok.losses.kl import kl
-from lumitok.losses.pixel import l1
+from lumitok.losses.pixel import l1, multi_resolution_l1
+from lumitok.losses.ssim import ssim_loss
 from lumitok.losses.vf import adaptive_weight, vf_loss
-
-
-@dataclass
-class Numbers:
-    """One parity file."""
-
-    arguments: dict[str, Any]
-    tolerance: float
-    weight: dict[str, Tensor]
-    input: dict[str, Tensor]
-    output: dict[str, Tensor]
-
-    def check(self, name: str, ours: Tensor) -> None:
-        reference = self.output[name]
-        assert ours.shape == reference.shape
-        error = (ours.detach() - reference).abs().max() / reference.abs().max()
-        assert error <= self.tolerance, f"{name}: {error:.2e}"
-
-
-def read(name: str) -> Numbers:
-    groups: dict[str, dict[str, Tensor]] = {"weight": {}, "input": {}, "output": {}}
-    with safe_open(Path(__file__).parent / f"{name}.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            group, rest = key.split(".", 1)
-            groups[group][rest] = file.get_tensor(key)
-        meta = file.metadata()
-    (tolerance,) = json.loads(meta["tolerance"]).values()
-    return Numbers(json.loads(meta["arguments"]), tolerance, **groups)
+from tests.parity.fixtures import Fixture, relative_error
 
 
 def as_map(tokens: Tensor, side: int) -> Tensor:
@@ -58,64 +36,60 @@ def as_map(tokens: Tensor, side: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["vfmvae_vf_loss_m0", "vfmvae_vf_loss_m25_50"])
 def test_vf_loss(name: str) -> None:
-    n = read(name)
-    z = n.input["z"].requires_grad_()
-    weight = n.weight["linear_proj.weight"].requires_grad_()
-    features = as_map(n.input["features"], n.arguments["feature_side"])
+    n = Fixture(name)
+    z = n.inputs["z"].requires_grad_()
+    weight = n.weights["linear_proj.weight"].requires_grad_()
+    features = as_map(n.inputs["features"], n.arguments["feature_side"])
     loss = vf_loss(F.conv2d(z, weight), features, n.arguments["pair_margin"], n.arguments["point_margin"])
     loss.total.backward()
-    n.check("loss", loss.total)
-    n.check("pair_term", loss.distance)
-    n.check("point_term", loss.cosine)
+    n.check(loss=loss.total, pair_term=loss.distance, point_term=loss.cosine)
     assert z.grad is not None
     assert weight.grad is not None
-    n.check("grad_z", z.grad)
-    n.check("grad_projection", weight.grad)
+    n.check(grad_z=z.grad, grad_projection=weight.grad)
 
 
 def test_adaptive_weight() -> None:
-    n = read("vfmvae_adaptive_weight")
+    n = Fixture("vfmvae_adaptive_weight")
     vf = vf_loss(
-        F.conv2d(n.output["z"], n.weight["linear_proj.weight"]),
-        as_map(n.input["map_2"], n.arguments["map_side"]),
+        F.conv2d(n.outputs["z"], n.weights["linear_proj.weight"]),
+        as_map(n.inputs["map_2"], n.arguments["map_side"]),
     )
-    n.check("vf_loss", vf.total)
-    n.check("reconstruction_loss", l1(F.conv2d(n.output["z"], n.input["toy_decoder"]), n.input["target"]))
+    n.check(vf_loss=vf.total)
+    n.check(reconstruction_loss=l1(F.conv2d(n.outputs["z"], n.inputs["toy_decoder"]), n.inputs["target"]))
     # Two losses with the reference's gradients at the last projection weight.
-    w = nn.Parameter(n.weight["final_quant.blocks.0.mlp.w2.weight"])
-    reconstruction = (w * n.output["grad_reconstruction"]).sum()
-    loss = (w * n.output["grad_vf"]).sum()
-    n.check("weight", adaptive_weight(reconstruction, loss, w, scale=n.arguments["vf_weight"]))
+    w = nn.Parameter(n.weights["final_quant.blocks.0.mlp.w2.weight"])
+    reconstruction = (w * n.outputs["grad_reconstruction"]).sum()
+    loss = (w * n.outputs["grad_vf"]).sum()
+    n.check(weight=adaptive_weight(reconstruction, loss, w, scale=n.arguments["vf_weight"]))
 
 
-def test_l1() -> None:
-    n = read("vfmvae_pixel_losses")
-    n.check("l1", l1(n.input["generated"], n.input["real"]))
+def test_pixel_losses() -> None:
+    n = Fixture("vfmvae_pixel_losses")
+    generated, real = n.inputs["generated"], n.inputs["real"]
+    n.check(l1=l1(generated, real), ssim_loss=ssim_loss(generated, real))
 
 
 @pytest.mark.parametrize("prefix", ["", "wide_"])
 def test_kl(prefix: str) -> None:
-    n = read("vfmvae_posterior")
-    n.output["mean of kl"] = n.output[f"{prefix}kl"].mean()
-    n.check("mean of kl", kl(n.output[f"{prefix}mean"], n.output[f"{prefix}logvar"]))
+    n = Fixture("vfmvae_posterior")
+    ours = kl(n.outputs[f"{prefix}mean"], n.outputs[f"{prefix}logvar"])
+    assert relative_error(ours, n.outputs[f"{prefix}kl"].mean()) <= n.tolerance
 
 
 def test_hinge() -> None:
-    n = read("vfmvae_hinge")
-    real, fake = n.input["real"].requires_grad_(), n.input["fake"].requires_grad_()
+    n = Fixture("vfmvae_hinge")
+    real, fake = n.inputs["real"].requires_grad_(), n.inputs["fake"].requires_grad_()
     total = hinge_discriminator(real, fake)
     total.backward()
-    n.check("d_total", total)
+    n.check(d_total=total)
     assert real.grad is not None
     assert fake.grad is not None
-    n.check("grad_real", real.grad)
-    n.check("grad_fake", fake.grad)
-    n.check("g", hinge_generator(fake))
+    n.check(grad_real=real.grad, grad_fake=fake.grad, g=hinge_generator(fake))
 
 
 def test_augmentation() -> None:
-    n = read("vfmvae_diffaug")
-    inputs = {name: value.flatten() for name, value in n.input.items() if name != "image"}
+    n = Fixture("vfmvae_diffaug")
+    inputs = {name: value.flatten() for name, value in n.inputs.items() if name != "image"}
     draws = aug.AugmentDraws(
         brightness=inputs["u_brightness"] - 0.5,
         saturation=inputs["u_saturation"] * 2.0,
@@ -131,21 +105,21 @@ def test_augmentation() -> None:
         "cutout": aug.cutout,
         "all": aug.augment,
     }.items():
-        n.check(name, step(n.input["image"], draws))
+        n.check(**{name: step(n.inputs["image"], draws)})
 
 
 @pytest.mark.parametrize("kind", ["tokens", "maps"])
 @pytest.mark.parametrize("batch", [2, 16])
 def test_batch_norm_local(kind: str, batch: int) -> None:
-    n = read("vfmvae_batchnorm_local")
+    n = Fixture("vfmvae_batchnorm_local")
     norm = BatchNormLocal(n.arguments["channels"])
     layer = "bn1d" if kind == "tokens" else "bn2d"
-    norm.load_state_dict({name: n.weight[f"{layer}.{name}"] for name in ("weight", "bias")})
-    n.check(f"{kind}_{batch}", norm(n.input[f"{kind}_{batch}"]))
+    norm.load_state_dict({name: n.weights[f"{layer}.{name}"] for name in ("weight", "bias")})
+    n.check(**{f"{kind}_{batch}": norm(n.inputs[f"{kind}_{batch}"])})
 
 
-def head_from(n: Numbers) -> DiscriminatorHead:
-    state, left_out = convert_heads({f"heads.0.{key}": value.clone() for key, value in n.weight.items()})
+def head_from(n: Fixture) -> DiscriminatorHead:
+    state, left_out = convert_heads({f"heads.0.{key}": value.clone() for key, value in n.weights.items()})
     assert left_out == []
     head = DiscriminatorHead(n.arguments["channels"])
     head.load_state_dict({key.removeprefix("0."): value for key, value in state.items()})
@@ -154,22 +128,22 @@ def head_from(n: Numbers) -> DiscriminatorHead:
 
 @pytest.mark.parametrize("batch", [2, 16])
 def test_discriminator_head(batch: int) -> None:
-    n = read("vfmvae_disc_head")
-    features = n.input[f"features_{batch}"].requires_grad_()
+    n = Fixture("vfmvae_disc_head")
+    features = n.inputs[f"features_{batch}"].requires_grad_()
     logits = head_from(n).eval()(features)
-    n.check(f"logits_{batch}", logits[:, None])
+    n.check(**{f"logits_{batch}": logits[:, None]})
     if batch == 2:
         logits.square().sum().backward()
         assert features.grad is not None
-        n.check("grad_features", features.grad)
+        n.check(grad_features=features.grad)
 
 
 def test_discriminator_head_takes_one_power_iteration_in_training() -> None:
-    n = read("vfmvae_disc_head")
+    n = Fixture("vfmvae_disc_head")
     head = head_from(n).train()
-    n.check("train_logits", head(n.input["features_2"])[:, None])
+    n.check(train_logits=head(n.inputs["features_2"])[:, None])
     after, _ = convert_heads(
-        {f"heads.0.{key.removeprefix('train_')}": v for key, v in n.output.items() if "weight_" in key}
+        {f"heads.0.{key.removeprefix('train_')}": v for key, v in n.outputs.items() if "weight_" in key}
     )
     ours = head.state_dict()
     assert len(after) == 6
@@ -178,8 +152,8 @@ def test_discriminator_head_takes_one_power_iteration_in_training() -> None:
 
 
 @pytest.fixture(scope="module")
-def dino() -> tuple[Numbers, FoundationDiscriminator]:
-    n = read("vfmvae_disc_dino")
+def dino() -> tuple[Fixture, FoundationDiscriminator]:
+    n = Fixture("vfmvae_disc_dino")
     vit = n.arguments["vit"]
     encoder = EncoderConfig(
         name="timm:vit_small_patch16_224.dino",
@@ -200,23 +174,85 @@ def dino() -> tuple[Numbers, FoundationDiscriminator]:
         augment=False,
     )
     discriminator = FoundationDiscriminator(config).eval()
-    heads, rest = convert_heads(n.weight)
+    heads, rest = convert_heads(n.weights)
     discriminator.heads.load_state_dict(heads)
     prefix = "dino.model.model."
     assert all(key.startswith(prefix) for key in rest)
-    vit_state = {key.removeprefix(prefix): n.weight[key] for key in rest if f"{prefix}norm." not in key}
+    vit_state = {key.removeprefix(prefix): n.weights[key] for key in rest if f"{prefix}norm." not in key}
     discriminator.encoder.model.load_state_dict(vit_state)  # The final norm is read by no tap.
     return n, discriminator
 
 
-def test_discriminator_taps(dino: tuple[Numbers, FoundationDiscriminator]) -> None:
+def test_discriminator_taps(dino: tuple[Fixture, FoundationDiscriminator]) -> None:
     n, discriminator = dino
-    taps = discriminator.taps((n.input["image_same"] + 1.0) / 2.0)
+    taps = discriminator.taps((n.inputs["image_same"] + 1.0) / 2.0)
     for index, tap in enumerate(taps):
-        n.check(f"tap_{index}", tap)
+        n.check(**{f"tap_{index}": tap})
 
 
 @pytest.mark.parametrize("size", ["same", "large", "small"])
-def test_discriminator(dino: tuple[Numbers, FoundationDiscriminator], size: str) -> None:
+def test_discriminator(dino: tuple[Fixture, FoundationDiscriminator], size: str) -> None:
     n, discriminator = dino
-    n.check(f"logits_{size}", discriminator(n.input[f"image_{size}"]))
+    n.check(**{f"logits_{size}": discriminator(n.inputs[f"image_{size}"])})
+
+
+@pytest.fixture
+def patch() -> tuple[Fixture, PatchDiscriminator]:
+    n = Fixture("vfmvae_patchgan")
+    sizes = {"channels": "first_channels", "strided_layers": "strided_layers", "scales": "scales"}
+    config = PatchDiscriminatorConfig(**{ours: n.arguments[theirs] for ours, theirs in sizes.items()})
+    discriminator = PatchDiscriminator(config)
+    state, left_out = convert_patch(n.weights)
+    assert left_out == []
+    discriminator.load_state_dict(state)
+    return n, discriminator
+
+
+def test_patch_discriminator(patch: tuple[Fixture, PatchDiscriminator]) -> None:
+    n, discriminator = patch
+    judged = discriminator(n.inputs["fake"])
+    names = [f"fake_scale{i}_layer{j}" for i, layers in enumerate(judged) for j, _ in enumerate(layers)]
+    assert len(names) == 15
+    n.check(**dict(zip(names, (layer for layers in judged for layer in layers), strict=True)))
+
+
+def test_losses_on_the_patch_discriminator(patch: tuple[Fixture, PatchDiscriminator]) -> None:
+    n, discriminator = patch
+    fake_pictures = n.inputs["fake"].requires_grad_()
+    real, fake = discriminator(n.inputs["real"]), discriminator(fake_pictures)
+    real_logits, fake_logits = [layers[-1] for layers in real], [layers[-1] for layers in fake]
+    matching, generator = feature_matching(real, fake), least_squares_generator(fake_logits)
+    n.check(feature_matching=matching, g_mse=generator)
+    hinge = torch.stack([hinge_discriminator(a, b) for a, b in zip(real_logits, fake_logits, strict=True)])
+    for name, loss in {
+        "mse": least_squares_discriminator(real_logits, fake_logits),
+        "hinge": hinge.mean(),
+    }.items():
+        expected = n.outputs[f"d_real_{name}"] + n.outputs[f"d_fake_{name}"]
+        assert relative_error(loss, expected) <= n.tolerance
+    n.check(g_hinge=torch.stack([hinge_generator(logits) for logits in fake_logits]).mean())
+    (matching + generator).backward()
+    assert fake_pictures.grad is not None
+    n.check(grad_fake=fake_pictures.grad)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("case", range(4))
+def test_equivariance(case: int, interpolation: Literal["bilinear", "bicubic"]) -> None:
+    n = Fixture("vfmvae_equivariance")
+    scale, degrees = n.arguments["cases"][case]["scale"], n.arguments["cases"][case]["rotation"]
+    turned = Equivariance(latent_scale=scale, quarter_turns=degrees // 90, interpolation=interpolation)
+    tag = f"scale{round(100 * scale)}_rot{degrees}"
+    n.check(**{f"latent_{tag}": turned.latent(n.inputs["z"])})
+    n.check(**{f"image_{interpolation}_{tag}": turned.picture(n.inputs["image"])})
+
+
+def test_smaller_targets() -> None:
+    n = Fixture("vfmvae_equivariance")
+    image = n.inputs["image"]
+    for index, scale in enumerate([1 / 2, 1 / 8]):
+        for mode in ("bilinear", "bicubic"):
+            shrunk = Equivariance(input_scale=scale, interpolation=mode).shrink(image)
+            n.check(**{f"multiscale_{mode}_{index}": shrunk})
+    images = [n.outputs[f"multiscale_bilinear_{index}"] for index in range(2)]
+    assert multi_resolution_l1(images, image) <= n.tolerance

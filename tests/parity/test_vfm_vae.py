@@ -21,7 +21,7 @@ from lumitok.tokenizers.vfm_vae import (
     Upsample,
     modulated_pointwise,
 )
-from tests.parity.fixtures import Fixture, relative_error
+from tests.parity.fixtures import Fixture
 
 
 class StubEncoder(nn.Module):
@@ -60,11 +60,6 @@ def load(module: nn.Module, fixture: Fixture, official: str = "", ours: str = ""
     module.load_state_dict({key.removeprefix(ours): value for key, value in state.items()}, strict=True)
 
 
-def check(fixture: Fixture, **outputs: Tensor) -> None:
-    for name, value in outputs.items():
-        assert relative_error(value, fixture.outputs[name]) < fixture.tolerance, name
-
-
 def as_map(tokens: Tensor) -> Tensor:
     side = round(tokens.shape[1] ** 0.5)
     return tokens.transpose(1, 2).unflatten(2, (side, side))
@@ -79,7 +74,7 @@ def test_attention_projection(name: str, channels: tuple[int, int]) -> None:
     fixture = Fixture(f"vfmvae_attnproj_{name}")
     module = AttentionProjection(*channels)
     load(module, fixture, "ldm_adapter.final_quant.", "fuse.")
-    check(fixture, tokens=as_tokens(module(as_map(fixture.inputs["tokens"]))))
+    fixture.check(tokens=as_tokens(module(as_map(fixture.inputs["tokens"]))))
 
 
 def test_latent_adapter() -> None:
@@ -103,14 +98,14 @@ def test_latent_adapter() -> None:
     state = official_to_ours({"ldm_adapter." + key: value for key, value in fixture.weights.items()})
     model.load_state_dict(keep | state, strict=True)
     moments = model.moments([as_map(fixture.inputs[f"map_{i}"]) for i in range(3)])
-    check(fixture, moments=moments, post=model.expand(fixture.inputs["z"]))
+    fixture.check(moments=moments, post=model.expand(fixture.inputs["z"]))
 
 
 def test_mapping() -> None:
     fixture = Fixture("vfmvae_mapping")
     module = MappingNetwork(32, 24)
     load(module, fixture, "mapping.", "mapping.")
-    check(fixture, w=module(fixture.inputs["pooled"]))
+    fixture.check(w=module(fixture.inputs["pooled"]))
 
 
 def test_spatial_branch() -> None:
@@ -123,7 +118,7 @@ def test_spatial_branch() -> None:
     branches.load_state_dict(
         {key.removeprefix("spatial."): value for key, value in state.items()}, strict=True
     )
-    check(fixture, **{f"block_{i}": branch(fixture.inputs["post"]) for i, branch in enumerate(branches)})
+    fixture.check(**{f"block_{i}": branch(fixture.inputs["post"]) for i, branch in enumerate(branches)})
 
 
 @pytest.mark.parametrize("name", ["block0", "blur3", "blur5"])
@@ -131,7 +126,7 @@ def test_upsample(name: str) -> None:
     fixture = Fixture(f"vfmvae_upsample_{name}")
     module = Upsample(48, 32, 5 if name == "blur5" else 3, norm_last=name == "block0")
     load(module, fixture)
-    check(fixture, y=module(fixture.inputs["x"]))
+    fixture.check(y=module(fixture.inputs["x"]))
 
 
 @pytest.mark.parametrize("noise", [False, True])
@@ -139,7 +134,7 @@ def test_modulated_convnext(noise: bool) -> None:
     fixture = Fixture(f"vfmvae_convnext_{'noise' if noise else 'plain'}")
     module = ModulatedConvNeXt(32, 5, settings(legacy_noise=noise), 8)
     load(module, fixture, "synthesis.blocks.0.conv0.", "blocks.0.layers.0.")
-    check(fixture, y=module(fixture.inputs["x"], fixture.inputs["w"]))
+    fixture.check(y=module(fixture.inputs["x"], fixture.inputs["w"]))
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -155,7 +150,7 @@ def test_modulated_pointwise_and_its_gradients(demodulate: bool) -> None:
         f"{kind}_grad_{n}": t.grad
         for n, t in zip(("x", "weight", "style", "bias"), (x, weight, style, bias), strict=True)
     }
-    check(fixture, **{f"{kind}_y": y}, **{k: g for k, g in gradients.items() if g is not None})
+    fixture.check(**{f"{kind}_y": y}, **{k: g for k, g in gradients.items() if g is not None})
     assert all(g is not None for g in gradients.values())
 
 
@@ -164,14 +159,14 @@ def test_self_attention() -> None:
     module = SelfAttention(32, 8)
     load(module, fixture, "synthesis.blocks.0.self_attns.0.", "blocks.0.attention.0.")
     x = fixture.inputs["x"]
-    check(fixture, attention_only=module.attend(x), y=module(x))
+    fixture.check(attention_only=module.attend(x), y=module(x))
 
 
 def test_to_rgb() -> None:
     fixture = Fixture("vfmvae_torgb")
     module = ToRGB(32, 24)
     load(module, fixture, "synthesis.blocks.0.torgb.", "blocks.0.to_rgb.")
-    check(fixture, rgb=module(fixture.inputs["x"], fixture.inputs["w"]))
+    fixture.check(rgb=module(fixture.inputs["x"], fixture.inputs["w"]))
 
 
 def test_first_synthesis_block() -> None:
@@ -180,7 +175,7 @@ def test_first_synthesis_block() -> None:
     module = SynthesisBlock(32, None, 5, small)
     load(module, fixture, "synthesis.blocks.0.", "blocks.0.")
     x, total, rgb = module(fixture.inputs["x"], None, fixture.inputs["w"])
-    check(fixture, x=x, running_sum=total, rgb=rgb)
+    fixture.check(x=x, running_sum=total, rgb=rgb)
 
 
 def test_second_synthesis_block_with_attention_and_noise() -> None:
@@ -189,7 +184,7 @@ def test_second_synthesis_block_with_attention_and_noise() -> None:
     module = SynthesisBlock(48, 32, 4, small)
     load(module, fixture, "synthesis.blocks.1.", "blocks.1.")
     x, total, rgb = module(fixture.inputs["x"], fixture.inputs["running_sum"], fixture.inputs["w"])
-    check(fixture, x=x, running_sum=total, rgb=rgb)
+    fixture.check(x=x, running_sum=total, rgb=rgb)
 
 
 @pytest.mark.parametrize("noise", [False, True])
@@ -208,8 +203,7 @@ def test_whole_decoder(noise: bool) -> None:
     model.load_state_dict(keep | official_to_ours(fixture.weights), strict=True)
     decoded = model.decode(fixture.inputs["z"])
     post = model.expand(fixture.inputs["z"])
-    check(
-        fixture,
+    fixture.check(
         post=post,
         w=model.mapping(post.mean(dim=(2, 3))),
         image=decoded.sample,

@@ -12,9 +12,10 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lumitok.config import Recipe, load_recipe, save_recipe
+from lumitok.config import PatchDiscriminatorConfig, Recipe, load_recipe, save_recipe
 from lumitok.errors import LumitokError
 from lumitok.losses.discriminators.foundation import FoundationDiscriminator
+from lumitok.losses.discriminators.patch import PatchDiscriminator
 from lumitok.pipelines.information import inform
 from lumitok.tokenizers import build_tokenizer
 
@@ -64,6 +65,70 @@ def test_the_latent_and_the_cost_are_those_of_the_real_network(recipe: Recipe, f
     assert information.gmacs["decode"] == pytest.approx(decoding.get_total_flops() / 2e9, rel=1e-12)
 
 
+def test_each_stage_says_what_it_trains(file: str) -> None:
+    stage = {"images": 8, "batch_size": 4, "losses": {"l1": 1.0, "vf": 1.0}}
+    tree = yaml.safe_load(Path(file).read_text())
+    tree["stages"] = [
+        stage | {"name": "all"},
+        stage | {"name": "no vf", "losses": {"l1": 1.0}},
+        stage | {"name": "part", "images": 12, "trainable": ["blocks.1.*", "mapping.*"]},
+    ]
+    Path(file).write_text(yaml.safe_dump(tree))
+    information = inform(file)
+    parts = information.parameters.parts
+    assert [(found.name, found.images, found.trainable) for found in information.stages] == [
+        ("all", 8, information.parameters.trainable),
+        ("no vf", 8, information.parameters.trainable - parts["vf_head"]),
+        ("part", 12, parts["blocks.1"] + parts["mapping"]),
+    ]
+    # Counting the stages changes nothing else.
+    assert information.parameters.trainable == sum(parts.values())
+    assert information.parameters.frozen > 0
+    assert information.as_dict()["stages"][2] == {
+        "name": "part",
+        "images": 12,
+        "trainable": parts["blocks.1"] + parts["mapping"],
+    }
+
+
+def test_the_papers_four_stages_train_what_the_paper_s_do() -> None:
+    stages = inform("vfm-vae/imagenet256/all").stages
+    # tokenizers.md of the reference facts, section 4.
+    assert [round(stage.trainable / 1e6, 2) for stage in stages] == [139.77, 139.77, 128.14, 32.11]
+
+
+def test_a_pattern_that_names_nothing_is_an_error(file: str) -> None:
+    tree = yaml.safe_load(Path(file).read_text())
+    tree["stages"][0]["trainable"] = ["block.*"]
+    Path(file).write_text(yaml.safe_dump(tree))
+    with pytest.raises(LumitokError, match=r"no parameter is named 'block\.\*'; did you mean 'blocks\.\*'"):
+        inform(file)
+
+
+def test_both_discriminators_are_counted(recipe: Recipe, file: str) -> None:
+    foundation = inform(file).parameters
+    tree = yaml.safe_load(Path(file).read_text()) | {"patch_discriminator": {"channels": 4, "scales": 2}}
+    Path(file).write_text(yaml.safe_dump(tree))
+    both = inform(file).parameters
+    patch = PatchDiscriminator(PatchDiscriminatorConfig(channels=4, scales=2))
+    assert foundation.discriminator is not None
+    assert both.discriminator == foundation.discriminator + sum(p.numel() for p in patch.parameters())
+    assert both.discriminator_frozen == foundation.discriminator_frozen
+
+
+def test_another_kind_of_tokenizer(file: str) -> None:
+    tree = yaml.safe_load(Path(file).read_text())
+    encoder = tree["model"]["encoder"] | {"layers": [-1]}
+    tree["model"] = {"type": "frozen-ldm", "encoder": encoder, "image_size": 32, "decoder_channels": 32}
+    Path(file).write_text(yaml.safe_dump(tree))
+    information = inform(file)
+    tokenizer = build_tokenizer(load_recipe(file).model)
+    assert information.model == "frozen-ldm"
+    assert information.parameters.parts == tokenizer.parts()
+    assert information.stages[0].trainable == sum(tokenizer.parts().values())
+    assert information.gmacs["decode"] > information.gmacs["encode"] > 0
+
+
 def test_a_run_a_checkpoint_and_a_recipe_give_the_same(run_folder: Path, file: str) -> None:
     checkpoint = run_folder / "checkpoints" / "step-00000001"
     shutil.copytree(run_folder / "tokenizer", checkpoint / "tokenizer")
@@ -76,6 +141,8 @@ def test_a_run_a_checkpoint_and_a_recipe_give_the_same(run_folder: Path, file: s
             wanted.gmacs,
             wanted.latent,
         )
+    # A tokenizer's folder has the recipe beside it.
+    assert inform(str(run_folder / "tokenizer")).stages == wanted.stages
 
 
 def test_weights_need_not_be_at_hand(run_folder: Path) -> None:
@@ -89,6 +156,7 @@ def test_a_tokenizer_alone_tells_nothing_of_a_discriminator(run_folder: Path, fi
     parameters = inform(str(run_folder)).parameters
     assert parameters.discriminator is None
     assert parameters.trainable == inform(file).parameters.trainable
+    assert inform(str(run_folder)).stages == []
 
 
 def test_a_recipe_without_discriminator(file: str) -> None:

@@ -31,7 +31,8 @@ def tiny(encoder: dict[str, Any]) -> dict[str, Any]:
     if encoder["name"].startswith("efficientnet"):
         return encoder | {"name": "timm:test_efficientnet", "weights": "random", "sha256": None}
     depth = max(1, *encoder["layers"])
-    shape = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": depth, "num_heads": 2}
+    patch = 16 if encoder["scale"].is_integer() else 14  # Patches of 14 px have scales such as 1.75.
+    shape = {"img_size": 32, "patch_size": patch, "embed_dim": 16, "depth": depth, "num_heads": 2}
     return encoder | {"name": "timm:vit_tiny_patch16_224", "weights": "random", "timm_kwargs": shape}
 
 
@@ -39,26 +40,31 @@ def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
     """One step of two pictures of 64 px with every part of the recipe in it."""
     tree = recipe.model_dump()
     model = tree["model"]
-    model |= {
-        "encoder": tiny(model["encoder"]),
-        "image_size": SIDE,
-        "latent_channels": 4,
-        "projected_channels": [8] * len(model["encoder"]["layers"]),
-        "post_channels": 16,
-        "style_channels": 16,
-        "block_channels": [8, 8, 16, 16, 16, 16],
-        "block_depths": [1] * 6,
-        "block_latent_channels": [8 if channels else 0 for channels in model["block_latent_channels"]],
-    }
+    model |= {"encoder": tiny(model["encoder"]), "image_size": SIDE, "latent_channels": 4}
+    if model["type"] == "frozen-ldm":
+        model |= {"adapter_channels": 8, "decoder_channels": 32}
+    else:
+        model |= {
+            "projected_channels": [8] * len(model["encoder"]["layers"]),
+            "post_channels": 16,
+            "style_channels": 16,
+            "block_channels": [8, 8, 16, 16, 16, 16],
+            "block_depths": [1 if model["blocks"] == "convnext" else 3] * 6,
+            "block_latent_channels": [8 if channels else 0 for channels in model["block_latent_channels"]],
+        }
     if tree["discriminator"] is not None:
         tree["discriminator"] |= {"encoder": tiny(tree["discriminator"]["encoder"]), "input_size": 32}
     for stage in tree["stages"]:
         stage |= {"images": 2, "batch_size": 2}
+        if stage["trainable"] != ["*"]:  # The tiny decoder has fewer blocks.
+            stage["trainable"] = ["blocks.3.*"]
+        if stage["equivariance"] is not None:  # And its grids are not cut to a quarter.
+            stage["equivariance"] |= {"latent_scales": [0.5, 1.0], "prior_scales": [0.5]}
         if stage["losses"]["feature_distance_encoder"] is not None:
             stage["losses"]["feature_distance_encoder"] = tiny(stage["losses"]["feature_distance_encoder"])
     tree["data"] |= {"train": str(pictures), "validation": str(pictures), "workers": 0, "min_side": 0}
     tree["training"] |= {"accumulation": 1, "tracker": "none", "precision": "fp32"}
-    tree["out"] = str(out)
+    tree |= {"out": str(out), "start": ""}
     return Recipe.model_validate(tree)
 
 

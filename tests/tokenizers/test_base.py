@@ -126,6 +126,9 @@ def test_folders_that_are_no_tokenizers_say_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "VFMVEA"}')
     with pytest.raises(LumitokError, match="did you mean 'VFMVAE'"):
         Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "FrozenEncoderTokenizer"}')
+    with pytest.raises(LumitokError, match="holds a 'FrozenEncoderTokenizer', not a tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(LumitokError, match="the hub did not give"):
         Tokenizer.from_pretrained("nobody/nothing")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,17 @@ from torch import Tensor
 from lumitok.config import VFMVAEConfig, block_count, load_recipe
 from lumitok.errors import LumitokError
 from lumitok.tokenizers import VFMVAE, build_tokenizer
-from lumitok.tokenizers.vfm_vae import AttentionProjection, modulated_pointwise
+from lumitok.tokenizers.layers import modulated_pointwise
+from lumitok.tokenizers.vfm_vae import AttentionProjection
 
 PAPER = "vfm-vae/imagenet256/1-strong-alignment"
+ROW_2 = {
+    "projection": "convolution",
+    "blocks": "stylegan",
+    "block_depths": [3, 3, 3, 5, 3, 3],
+    "block_attention": [0] * 6,
+}
+"""Table 3's second row, at whatever size."""
 
 
 @pytest.fixture
@@ -140,8 +149,9 @@ def test_projection_heads_divide_what_they_must() -> None:
         assert projection(torch.randn(1, channels[0], 2, 3)).shape == (1, channels[1], 2, 3)
 
 
-def test_gradients_reach_everything_but_the_encoder(config: dict[str, Any]) -> None:
-    tokenizer = build(config).train()
+@pytest.mark.parametrize("changes", [{}, ROW_2])
+def test_gradients_reach_everything_but_the_encoder(config: dict[str, Any], changes: dict[str, Any]) -> None:
+    tokenizer = build(config, **changes).train()
     output = tokenizer(torch.rand(2, 3, 32, 32))
     loss = sum(image.square().mean() for image in output.pyramid) + output.projected.square().mean()
     loss.backward()
@@ -153,8 +163,9 @@ def test_gradients_reach_everything_but_the_encoder(config: dict[str, Any]) -> N
     assert not tokenizer.encoder.training
 
 
-def test_the_latent_carries_the_picture(config: dict[str, Any]) -> None:
-    tokenizer = build(config)
+@pytest.mark.parametrize("changes", [{}, ROW_2])
+def test_the_latent_carries_the_picture(config: dict[str, Any], changes: dict[str, Any]) -> None:
+    tokenizer = build(config, **changes)
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     z = tokenizer.encode(x).latent_dist.mode()
     assert not torch.allclose(z[0], z[1])
@@ -173,6 +184,94 @@ def test_sampling_follows_the_generator_and_has_the_posterior_s_spread(config: d
     draws = torch.stack([posterior.sample(generator) for _ in range(2000)])
     torch.testing.assert_close(draws.mean(0), posterior.mean, atol=0.15, rtol=0)
     torch.testing.assert_close(draws.std(0) / posterior.std, torch.ones_like(posterior.std), atol=0.1, rtol=0)
+
+
+class Recorder:
+    """An equivariance that turns by 90 degrees and notes what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+
+    def shrink(self, pictures: Tensor) -> Tensor:
+        self.seen["pictures"] = pictures
+        return pictures[..., :32, :32]
+
+    def latent(self, z: Tensor) -> Tensor:
+        self.seen["latent"] = z
+        return z.rot90(dims=(2, 3))
+
+    def picture(self, x: Tensor) -> Tensor:
+        del x
+        raise AssertionError("the target is the training's business")
+
+
+def test_equivariance_shrinks_before_encoding_and_changes_the_latent_before_decoding(
+    config: dict[str, Any],
+) -> None:
+    tokenizer = build(config)
+    recorder = Recorder()
+    x = torch.rand(2, 3, 48, 48) * 2 - 1
+    output = tokenizer(x, sample_posterior=False, equivariance=recorder)
+    plain = tokenizer(x[..., :32, :32], sample_posterior=False)
+    assert torch.equal(recorder.seen["pictures"], x)
+    assert torch.equal(recorder.seen["latent"], plain.latent)
+    # The latent that the losses see, and the VF head's view of it, come before the change.
+    assert torch.equal(output.latent, plain.latent)
+    assert torch.equal(output.projected, plain.projected)
+    assert torch.equal(output.features, plain.features)
+    assert torch.equal(output.sample, tokenizer.decode(plain.latent.rot90(dims=(2, 3))).sample)
+    assert not torch.allclose(output.sample, plain.sample, atol=1e-3)
+
+
+def test_with_a_generator_a_picture_a_batch_is_its_halves(config: dict[str, Any]) -> None:
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    tokenizer = build(config)
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    whole = tokenizer(x, generator=generators(1, 2, 3, 4))
+    halves = [
+        tokenizer(x[:2], generator=generators(1, 2)),
+        tokenizer(x[2:], generator=generators(3, 4)),
+    ]
+    for name in ("latent", "sample", "projected"):
+        joined = torch.cat([getattr(half, name) for half in halves])
+        torch.testing.assert_close(getattr(whole, name), joined, rtol=1e-4, atol=1e-5)
+    other = tokenizer(x, generator=generators(1, 2, 3, 5))
+    assert torch.equal(other.latent[:3], whole.latent[:3])
+    assert not torch.allclose(other.latent[3], whole.latent[3], atol=0.1)
+    again = tokenizer.reconstruct(x, sample_posterior=True, generator=generators(1, 2, 3, 4))
+    torch.testing.assert_close(again, whole.sample.clamp(-1, 1))
+
+
+def test_stylegan_blocks_have_the_shapes_of_the_others(config: dict[str, Any]) -> None:
+    tokenizer = build(config, image_size=64, **ROW_2)
+    assert [len(block.layers) for block in tokenizer.blocks] == [2, 1, 1, 1]  # Pairs, after the upsampling.
+    output = tokenizer(torch.rand(2, 3, 64, 128))
+    assert [tuple(image.shape[2:]) for image in output.pyramid] == [(s, 2 * s) for s in (8, 16, 32, 64)]
+    assert output.latent.shape == (2, 4, 4, 8)
+    fuse = tokenizer.fuse
+    assert isinstance(fuse, torch.nn.Conv2d)
+    assert tokenizer.balance_parameter() is fuse.weight
+    assert fuse.weight.shape == (8, 64, 1, 1)
+
+
+def test_stylegan_blocks_save_and_load(config: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = build(config, **ROW_2)
+    tokenizer.save_pretrained(tmp_path)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    loaded = VFMVAE.from_pretrained(tmp_path)
+    assert torch.equal(loaded.reconstruct(x), tokenizer.reconstruct(x))
+    assert loaded.settings.blocks == "stylegan"
+
+
+@pytest.mark.parametrize("changes", [{}, {"projection": "single"}, ROW_2])
+def test_the_posterior_starts_with_the_log_variance_asked_for(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    x = torch.rand(1, 3, 32, 32)
+    shift = build(config, initial_logvar=-6.0, **changes)(x).logvar - build(config, **changes)(x).logvar
+    torch.testing.assert_close(shift, torch.full_like(shift, -6.0))
 
 
 def test_other_sizes_are_padded_by_reflection_and_cropped(config: dict[str, Any]) -> None:
@@ -208,6 +307,8 @@ def test_return_dict_false_gives_tuples_as_diffusers_does(config: dict[str, Any]
         ({"block_latent_channels": [8, 0, 8, 8, 8, 8]}, "no block after one that does not"),
         ({"attention_heads": 3, "image_size": 64}, "not a multiple of attention_heads, 3"),
         ({"block_blurs": [7, 5, 5, 3, 3, 3]}, "should be 3 or 5"),
+        ({"blocks": "stylegan", "block_depths": [1, 1, 1, 2, 1, 1]}, "block_depths are odd numbers, not 2"),
+        ({"blocks": "stylegan", "legacy_noise": True}, "released weights', whose blocks are convnext"),
     ],
 )
 def test_settings_that_cannot_be_built_say_why(

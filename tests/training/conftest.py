@@ -53,6 +53,7 @@ def recipe(tiny_recipe: dict[str, Any], folder: Path, tmp_path: Path) -> Recipe:
         "validate_every": 3,
         "checkpoint_every": 2,
         "keep": 9,
+        "best": "none",
         "tracker": "none",
     }
     return Recipe.model_validate(tiny_recipe)

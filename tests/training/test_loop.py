@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 from lumitok import Tokenizer
 from lumitok.config import Recipe, load_recipe
@@ -19,34 +18,7 @@ from lumitok.errors import LumitokError
 from lumitok.evaluation.curves import read_history
 from lumitok.training import find_tokenizer, train
 from lumitok.training.checkpoint import checkpoints, load_place
-
-
-def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """Return the recipe with dotted keys changed, for example ``training__seed=1``."""
-    tree = recipe.model_dump()
-    for key, value in changes.items():
-        node: Any = tree
-        *path, last = key.split("__")
-        for step in path:
-            node = node[int(step)] if isinstance(node, list) else node[step]
-        node[last] = value
-    return Recipe.model_validate(tree)
-
-
-def everything(checkpoint: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint."""
-    return {
-        f"{path.parent.name}/{path.name}/{name}": tensor
-        for path in sorted(checkpoint.rglob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
-
-
-def assert_same(a: Path, b: Path) -> None:
-    ours, theirs = everything(a), everything(b)
-    assert ours.keys() == theirs.keys()
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert not different, different
+from tests.training.compare import assert_same, changed, everything
 
 
 def test_what_a_run_leaves_behind(recipe: Recipe) -> None:
@@ -163,23 +135,9 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(recipe: Re
         train(recipe, resume=True)
 
 
-def test_a_half_written_checkpoint_is_not_taken_for_a_good_one(recipe: Recipe) -> None:
-    run = train(changed(recipe, stages__0__images=8))
-    (run / "checkpoints" / "step-00000099.partial" / "training").mkdir(parents=True)
-    assert checkpoints(run)[-1].name == "step-00000002"
-
-
 def test_only_the_newest_checkpoints_are_kept(recipe: Recipe) -> None:
     run = train(changed(recipe, training__keep=1))
     assert [path.name for path in checkpoints(run)] == ["step-00000006"]
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_by_name(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lumitok.training.objective.kl", lambda mean, _: mean.sum() * float("nan"))
-    with pytest.raises(LumitokError, match="'kl' is nan"):
-        train(recipe)
 
 
 def test_what_cannot_be_trained_says_why(recipe: Recipe) -> None:

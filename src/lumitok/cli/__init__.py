@@ -14,6 +14,7 @@ import typer
 from lumitok import __version__
 from lumitok.cli.demo import demo
 from lumitok.cli.doctor import doctor
+from lumitok.cli.import_weights import import_weights
 from lumitok.cli.info import info
 from lumitok.cli.recipes import recipes
 from lumitok.cli.reconstruct import reconstruct
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, doctor, recipes, show, info, train, reconstruct):
+for verb in (demo, doctor, recipes, show, info, train, reconstruct, import_weights):
     app.command()(verb)
 
 

@@ -43,7 +43,7 @@ def _print(information: Information) -> None:
     rows = [*parameters.parts.items(), ("trainable, all of the above", parameters.trainable)]
     rows.append(("frozen encoder", parameters.frozen))
     if parameters.discriminator is not None:
-        rows.append(("discriminator, for training only", parameters.discriminator))
+        rows.append(("discriminators, for training only", parameters.discriminator))
     for name, count in rows:
         counts.add_row(name, f"{count / 1e6:.2f}")
     printer = console()
@@ -53,6 +53,14 @@ def _print(information: Information) -> None:
         f"{information.downsampling} times smaller than the picture a side.\n"
     )
     printer.print(counts)
+    if information.stages:
+        stages = table("stage", "images", "of these trained, millions")
+        for stage in information.stages:
+            stages.add_row(stage.name, f"{stage.images:,}", f"{stage.trainable / 1e6:.2f}")
+        for column in stages.columns[1:]:
+            column.justify = "right"
+        printer.print()
+        printer.print(stages)
     printer.print(
         f"\nOne picture: encode {information.gmacs['encode']:.2f} GMACs, "
         f"decode {information.gmacs['decode']:.2f} GMACs.\n{information.how}"

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from lumitok.data.batches import TrainingBatches, validation_batches
+from lumitok.data.bad_pictures import BadPicture, BadPictures, UnreadableError
+from lumitok.data.batches import Batch, TrainingBatches, validation_batches
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
-from lumitok.data.pictures import Pictures, open_pictures, read_picture, split_holdout
+from lumitok.data.pictures import Pictures, open_pictures, split_holdout
 from lumitok.data.prepare import center_crop, prepare, random_square
+from lumitok.data.read import read_picture, reason_of
 
 __all__ = [
+    "BadPicture",
+    "BadPictures",
+    "Batch",
     "DemoPictures",
     "Pictures",
     "TrainingBatches",
+    "UnreadableError",
     "center_crop",
     "make_demo_pictures",
     "open_pictures",
     "prepare",
     "random_square",
     "read_picture",
+    "reason_of",
     "split_holdout",
     "validation_batches",
 ]

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from multiprocessing.util import Finalize
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lumitok.config import DataConfig
+from lumitok.data.bad_pictures import BadPicture, UnreadableError, listing
 from lumitok.data.pictures import Pictures
-from lumitok.data.prepare import augmentation_rng, order_rng, prepare
+from lumitok.data.prepare import augmentation_rng, order_rng, prepare, replacements
 from lumitok.errors import LumitokError
 
 Key = tuple[int, int]
 """Epoch, and index of a picture."""
-Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Batch(NamedTuple):
+    """Pictures as they are stored, ready to be scaled."""
+
+    pixels: Tensor
+    """uint8 (b, 3, size, size)."""
+    labels: Tensor
+    """int64 (b,)."""
+    indices: Tensor
+    """int64 (b,): the pictures that were used, after replacement."""
+    bad: list[BadPicture]
+    """The bad pictures that were met while this batch was made, each once."""
 
 
 class TrainingBatches:
@@ -29,9 +47,10 @@ class TrainingBatches:
     takes positions ``[s B, (s + 1) B)`` of that sequence, with B = batch_size * parts * world. Part p
     of the step holds the positions from ``p * batch_size * world`` on, and rank r its r-th slice.
 
-    Iterating yields ``(pixels, labels, indices)``: uint8 (b, 3, size, size), int64 (b,), int64 (b,).
-    Every call of ``iter`` begins again at ``start_step``. A picture's crop and mirroring come from
-    ``(seed, epoch, index)`` alone.
+    Iterating yields a :class:`Batch`; every call of ``iter`` begins again at ``start_step``. A picture's
+    crop and mirroring come from ``(seed, epoch, index)`` alone, and so does the picture that takes the
+    place of a bad one. It is an error if :data:`lumitok.data.prepare.TRIES` replacements, or all pictures
+    there are, are bad too.
 
     Args:
         pictures: what to train on.
@@ -64,7 +83,7 @@ class TrainingBatches:
                 f"training batches need seed >= 0, start_step >= 0, parts >= 1 and 0 <= rank < world; got "
                 f"seed {seed}, start_step {start_step}, parts {parts}, rank {rank}, world {world}"
             )
-        dataset = _Prepared(pictures, config, size, seed)
+        dataset = _Prepared(pictures, config, size, seed, replace=True)
         keys = _Keys(len(pictures), seed, batch_size, start_step, rank, world, parts)
         self._loader = _loader(dataset, keys, config.workers)
 
@@ -73,17 +92,52 @@ class TrainingBatches:
 
 
 def validation_batches(
-    pictures: Pictures, size: int, batch_size: int, *, workers: int = 0
+    pictures: Pictures,
+    size: int,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    report: Callable[[BadPicture], None] | None = None,
 ) -> Iterator[Tensor]:
     """Yield all pictures once, in order of name: uint8 (b, 3, size, size), ADM's centre crop, no mirror.
 
-    The last batch may be smaller.
+    The last batch may be smaller, and so is one with bad pictures: they are left out.
+
+    Args:
+        pictures: what to prepare.
+        size: side in pixels.
+        batch_size: pictures a batch.
+        workers: processes that open pictures.
+        report: called with each bad picture; None: a bad picture is an error.
+
+    Raises:
+        LumitokError: a picture is bad and ``report`` is None, or all are bad.
     """
     _check(pictures, size, batch_size)
     order = sorted(range(len(pictures)), key=pictures.names.__getitem__)
     keys = [[(0, i) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
-    dataset = _Prepared(pictures, DataConfig(preparation="center-crop", flip=False), size, seed=0)
-    return (pixels for pixels, _, _ in _raising(_loader(dataset, keys, workers)))
+    config = DataConfig(preparation="center-crop", flip=False)
+    dataset = _Prepared(pictures, config, size, seed=0, replace=False)
+    return _reported(_raising(_loader(dataset, keys, workers)), report, str(pictures.source))
+
+
+def _reported(
+    batches: Generator[Batch], report: Callable[[BadPicture], None] | None, source: str
+) -> Iterator[Tensor]:
+    bad: list[BadPicture] = []
+    good = False
+    with closing(batches):  # An error's traceback would keep the workers.
+        for batch in batches:
+            for picture in batch.bad:
+                if report is None:
+                    raise UnreadableError(picture, source)
+                report(picture)
+            bad += batch.bad
+            if len(batch.pixels):
+                good = True
+                yield batch.pixels
+    if not good:
+        raise LumitokError(f"all pictures of '{source}' are bad; mend them:\n{listing(bad)}")
 
 
 class _Keys:
@@ -114,49 +168,100 @@ class _Keys:
 class _Prepared(Dataset[Batch]):
     """Opens and prepares whole batches, in a worker process or in this one."""
 
-    def __init__(self, pictures: Pictures, config: DataConfig, size: int, seed: int) -> None:
+    def __init__(
+        self, pictures: Pictures, config: DataConfig, size: int, seed: int, *, replace: bool
+    ) -> None:
         self.pictures, self.config, self.size, self.seed = pictures, config, size, seed
+        self.replace = replace
+        """Whether another picture takes a bad one's place; otherwise the place is left out."""
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | LumitokError:
         # The loader would dress an exception with the worker's traceback; users want the sentence.
         try:
-            pixels = np.stack([self._pixels(epoch, index) for epoch, index in keys])
+            return self._batch(keys)
         except LumitokError as error:
             return error
-        indices = [index for _, index in keys]
-        labels = [self.pictures.labels[index] for index in indices]
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        return images, torch.tensor(labels), torch.tensor(indices)
 
-    def _pixels(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        return prepare(
-            self.pictures.open(index),
-            self.size,
-            self.config.preparation,
-            crop_scale=self.config.crop_scale,
-            flip=self.config.flip,
-            rng=augmentation_rng(self.seed, epoch, index),
+    def _batch(self, keys: Sequence[Key]) -> Batch:
+        bad: dict[str, BadPicture] = {}
+        indices: list[int] = []
+        pixels = torch.empty(len(keys), 3, self.size, self.size, dtype=torch.uint8)
+        for epoch, index in keys:
+            found = self._open(epoch, index, bad)
+            if found is None:
+                continue
+            image, used = found
+            # The place's own chance, so that a picture that stands in twice is not cropped alike.
+            rng = augmentation_rng(self.seed, epoch, index)
+            scale, flip = self.config.crop_scale, self.config.flip
+            array = prepare(image, self.size, self.config.preparation, crop_scale=scale, flip=flip, rng=rng)
+            pixels[len(indices)] = torch.from_numpy(array).permute(2, 0, 1)
+            indices.append(used)
+        labels = torch.tensor([self.pictures.labels[index] for index in indices], dtype=torch.int64)
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        return Batch(pixels[: len(indices)], labels, chosen, list(bad.values()))
+
+    def _open(self, epoch: int, index: int, bad: dict[str, BadPicture]) -> tuple[Image.Image, int] | None:
+        """Open a picture, or the first of its replacements that is good; enter the bad ones."""
+        met: list[BadPicture] = []
+        for candidate in self._candidates(epoch, index):
+            try:
+                return self.pictures.open(candidate), candidate
+            except UnreadableError as error:
+                met.append(error.bad)
+                bad[error.bad.name] = error.bad
+        if not self.replace:
+            return None
+        raise LumitokError(
+            f"{len(met)} of {len(self.pictures)} pictures were tried one after another, and all are bad; is "
+            f"'{self.pictures.source}' still in its place?\n{listing(met)}"
         )
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        if self.replace:
+            yield from replacements(self.seed, epoch, index, len(self.pictures))
 
 
 def _loader(dataset: _Prepared, keys: _Keys | list[list[Key]], workers: int) -> DataLoader[Batch]:
-    return DataLoader(
+    ending = torch.zeros((), dtype=torch.bool)
+    if workers:
+        ending.share_memory_()
+    loader = DataLoader(
         dataset,
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_as_it_is,
-        persistent_workers=workers > 0,
+        worker_init_fn=partial(_outlive_signals, ending),
         pin_memory=torch.cuda.is_available(),
         # Its own generator: the loader draws a number for its workers and must not move torch's global state.
         generator=torch.Generator().manual_seed(0),
     )
+    # Runs when the loader is dropped, or before Python, on its way out, ends its children and waits for them.
+    Finalize(loader, ending.fill_, args=(True,), exitpriority=0)
+    return loader
+
+
+def _outlive_signals(ending: Tensor, worker: int) -> None:  # noqa: ARG001
+    """Let only the main process end a worker: schedulers and terminals signal all processes at once.
+
+    The main process may still need batches to come to a good end. A worker stops when its loader is
+    dropped, when the main process ends, or, since torch's workers watch it, when that is killed.
+    """
+
+    def terminate(*_: Any) -> None:
+        if ending.item():
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _raising(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def _raising(loader: DataLoader[Batch]) -> Generator[Batch]:
     for batch in loader:
         if isinstance(batch, LumitokError):
             raise batch

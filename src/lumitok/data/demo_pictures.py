@@ -17,8 +17,8 @@ from pathlib import Path
 from PIL import Image
 
 from lumitok.data.emoji import Drawing, DrawingFont, choose_drawings, needed
-from lumitok.data.pictures import read_picture
 from lumitok.data.prepare import augmentation_rng, random_square
+from lumitok.data.read import read_picture
 from lumitok.errors import LumitokError
 
 LAYOUT = 1  # Raise it when what is written changes: complete folders of an older layout are made anew.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Preparation = Literal["random-square", "center-crop"]
+TRIES = 100
+"""Replacements that are tried for one bad picture."""
+LONGEST = 64
+"""Sides' ratio from which on a picture is cut before it is enlarged."""
 
 
 def prepare(
@@ -58,8 +63,13 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Cut the centre square as ADM does (guided-diffusion's preparation of ImageNet).
 
     Halve with a box filter while the short side is at least twice ``size``, resize the short side to
-    ``size`` with a bicubic filter, cut the centre.
+    ``size`` with a bicubic filter, cut the centre. The ends of a picture more than 64 times as long as
+    it is wide are cut off first: a line of 1 x 60,000 pixels would become one of 4 billion.
     """
+    longest = LONGEST * min(image.size)
+    if max(image.size) > longest:
+        left, top = (max(0, length - longest) // 2 for length in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -77,3 +87,12 @@ def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
     """Return the generator for the order of the pictures in one epoch."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,))))
+
+
+def replacements(seed: int, epoch: int, index: int, count: int) -> Iterator[int]:
+    """Yield the pictures, each once, that may stand in for one of ``count`` that cannot be read."""
+    entropy = np.random.SeedSequence(seed, spawn_key=(epoch, index, 0))
+    rng = np.random.Generator(np.random.Philox(entropy))
+    for other in rng.choice(count, size=min(count, TRIES), replace=False):
+        if other != index:
+            yield int(other)

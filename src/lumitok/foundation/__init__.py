@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 from lumitok.foundation.registry import WeightsRecord, describe_weights, encoder_names
 
 if TYPE_CHECKING:
-    from lumitok.foundation.encoder import Features, FoundationEncoder
+    from lumitok.foundation.encoder import Features, FoundationEncoder, frozen_prefixes
 
-__all__ = ["Features", "FoundationEncoder", "WeightsRecord", "describe_weights", "encoder_names"]
+__all__ = [
+    "Features",
+    "FoundationEncoder",
+    "WeightsRecord",
+    "describe_weights",
+    "encoder_names",
+    "frozen_prefixes",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Features", "FoundationEncoder"):
+    if name in ("Features", "FoundationEncoder", "frozen_prefixes"):
         from lumitok.foundation import encoder
 
         return getattr(encoder, name)

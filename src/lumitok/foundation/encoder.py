@@ -277,6 +277,12 @@ class FoundationEncoder(nn.Module):
         return self._hash[1]
 
 
+def frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
+    """Prefixes, such as ``encoder.``, of the names in ``module`` that belong to frozen encoders."""
+    found = [name for name, part in module.named_modules() if isinstance(part, FoundationEncoder)]
+    return tuple(f"{name}." for name in found)
+
+
 def _is_transformer(model: nn.Module) -> bool:
     # Not the hybrids: a convolutional stem in the place of the patch embedding knows no picture size.
     return isinstance(model, VisionTransformer | Eva) and isinstance(model.patch_embed, PatchEmbed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ def adaptive_weight(
     parameter: nn.Parameter,
     *,
     scale: float,
+    average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     eps: float = 1e-4,
     maximum: float = 1e8,
 ) -> Tensor:
@@ -82,6 +84,8 @@ def adaptive_weight(
         loss: scalar, the loss to weigh, unweighted.
         parameter: W, the last weight that both losses pass through on their way to the encoder.
         scale: the recipe's weight of the loss.
+        average: mean of a gradient over the processes, so that the weight is that of the whole batch;
+            the released code compares each process's own.
         eps: added to the lower norm.
         maximum: upper bound of the ratio.
     """
@@ -92,5 +96,5 @@ def adaptive_weight(
         )
     (upper,) = torch.autograd.grad(reconstruction, parameter, retain_graph=True)
     (lower,) = torch.autograd.grad(loss, parameter, retain_graph=True)
-    ratio: Tensor = upper.float().norm() / (lower.float().norm() + eps)
+    ratio: Tensor = average(upper.float()).norm() / (average(lower.float()).norm() + eps)
     return scale * ratio.clamp(0.0, maximum)

@@ -114,7 +114,7 @@ def write_report(out: Path, recipe: Recipe, pictures: DemoPictures) -> Path:
     folders = {"drawings": pictures.held_out_drawings, "photos": pictures.held_out_photos}
     opened = {name: open_pictures(path) for name, path in folders.items()}
     quality = {
-        name: held_out_quality(tokenizer, found, batch_size=32, limit=len(found))
+        name: held_out_quality(tokenizer, found, batch_size=32, limit=len(found))[0]
         for name, found in opened.items()
     }
     shown = [_look(tokenizer, name, opened[name]) for name in SETS]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lumitok.config import DiscriminatorConfig, ModelConfig, load_recipe, recipe_names
+from lumitok.config import ModelConfig, Recipe, load_recipe, recipe_names
 from lumitok.errors import LumitokError, nearest
 from lumitok.tokenizers import Tokenizer, build_tokenizer
 
@@ -35,11 +35,21 @@ class Parameters:
     frozen: int
     """The frozen encoder."""
     discriminator: int | None
-    """What the discriminator trains; None where no discriminator is described."""
+    """What the discriminators train; None where none is described."""
     discriminator_frozen: int | None
     """The discriminator's frozen encoder."""
     parts: dict[str, int]
     """``trainable``, part by part."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of the recipe trains of the tokenizer."""
+
+    name: str
+    images: int
+    trainable: int
+    """Parameters that its patterns choose."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Information:
     parameters: Parameters
     gmacs: dict[str, float]
     """``encode`` and ``decode``: 10^9 multiply-accumulates for one picture."""
+    stages: list[Stage]
+    """The recipe's; empty where none is at hand."""
     how: str = HOW
     """How the numbers were made."""
 
@@ -73,10 +85,10 @@ def inform(name: str) -> Information:
     Raises:
         LumitokError: there is neither a recipe nor a checkpoint of that name.
     """
-    model, discriminator = _configs(name)
+    model, recipe = _configs(name)
     with torch.device("meta"):
         tokenizer = build_tokenizer(model, load_weights=False)
-        judge = None if discriminator is None else _discriminator(discriminator)
+        judges = nn.ModuleList([] if recipe is None else _discriminators(recipe))
     tokenizer.eval()
     parts = tokenizer.parts()
     side = model.image_size // model.downsampling
@@ -89,19 +101,20 @@ def inform(name: str) -> Information:
         parameters=Parameters(
             trainable=sum(parts.values()),
             frozen=_count(tokenizer.encoder, trained=False),
-            discriminator=None if judge is None else _count(judge, trained=True),
-            discriminator_frozen=None if judge is None else _count(judge, trained=False),
+            discriminator=_count(judges, trained=True) if len(judges) else None,
+            discriminator_frozen=_count(judges, trained=False) if len(judges) else None,
             parts=parts,
         ),
         gmacs=_gmacs(tokenizer, model),
+        stages=[] if recipe is None else _stages(tokenizer, recipe),
     )
 
 
-def _configs(name: str) -> tuple[ModelConfig, DiscriminatorConfig | None]:
-    """Find the model's config and, where a recipe is at hand, the discriminator's."""
+def _configs(name: str) -> tuple[ModelConfig, Recipe | None]:
+    """Find the model's config and, where it is at hand, the recipe."""
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
         recipe = load_recipe(name)
-        return recipe.model, recipe.discriminator
+        return recipe.model, recipe
     if not Path(name).is_dir():
         raise LumitokError(
             f"there is no recipe and no checkpoint '{name}'{nearest(name, recipe_names())} "
@@ -112,7 +125,7 @@ def _configs(name: str) -> tuple[ModelConfig, DiscriminatorConfig | None]:
     folder = find_tokenizer(name)
     model = _model_of(folder / "config.json")
     beside = folder.parent / "recipe.yaml"  # A tokenizer copied elsewhere has lost its recipe.
-    return model, load_recipe(str(beside)).discriminator if beside.is_file() else None
+    return model, load_recipe(str(beside)) if beside.is_file() else None
 
 
 def _model_of(path: Path) -> ModelConfig:
@@ -125,10 +138,25 @@ def _model_of(path: Path) -> ModelConfig:
     return model
 
 
-def _discriminator(config: DiscriminatorConfig) -> nn.Module:
+def _discriminators(recipe: Recipe) -> list[nn.Module]:
     from lumitok.losses.discriminators.foundation import FoundationDiscriminator
+    from lumitok.losses.discriminators.patch import PatchDiscriminator
 
-    return FoundationDiscriminator(config, load_weights=False)
+    found: list[nn.Module] = []
+    if recipe.discriminator is not None:
+        found.append(FoundationDiscriminator(recipe.discriminator, load_weights=False))
+    if recipe.patch_discriminator is not None:
+        found.append(PatchDiscriminator(recipe.patch_discriminator))
+    return found
+
+
+def _stages(tokenizer: Tokenizer, recipe: Recipe) -> list[Stage]:
+    from lumitok.training.steps import choose_trainable
+
+    return [
+        Stage(stage.name, stage.images, sum(p.numel() for p in choose_trainable(tokenizer, stage)))
+        for stage in recipe.stages
+    ]
 
 
 def _count(module: nn.Module, *, trained: bool) -> int:

@@ -1,10 +1,22 @@
 """Image <-> latent: the contract and the tokenizers that keep it."""
 
-from lumitok.config import ModelConfig
-from lumitok.tokenizers.base import Tokenizer
-from lumitok.tokenizers.vfm_vae import VFMVAE, VFMVAEDecoderOutput, VFMVAEOutput
+from lumitok.config import FrozenLDMConfig, ModelConfig, VFMVAEConfig
+from lumitok.tokenizers.base import DecoderOutput, Equivariance, Generators, Tokenizer, TokenizerOutput
+from lumitok.tokenizers.frozen_ldm import FrozenLDM
+from lumitok.tokenizers.vfm_vae import VFMVAE
 
-__all__ = ["VFMVAE", "Tokenizer", "VFMVAEDecoderOutput", "VFMVAEOutput", "build_tokenizer"]
+__all__ = [
+    "VFMVAE",
+    "DecoderOutput",
+    "Equivariance",
+    "FrozenLDM",
+    "Generators",
+    "Tokenizer",
+    "TokenizerOutput",
+    "build_tokenizer",
+]
+
+_KINDS: dict[type, type[Tokenizer]] = {VFMVAEConfig: VFMVAE, FrozenLDMConfig: FrozenLDM}
 
 
 def build_tokenizer(config: ModelConfig, *, load_weights: bool = True) -> Tokenizer:
@@ -15,4 +27,4 @@ def build_tokenizer(config: ModelConfig, *, load_weights: bool = True) -> Tokeni
         load_weights: load the frozen encoder's weights; False leaves them random, which also works
             under ``torch.device("meta")`` and needs no file.
     """
-    return VFMVAE.from_settings(config, load_weights=load_weights)
+    return _KINDS[type(config)].from_settings(config, load_weights=load_weights)

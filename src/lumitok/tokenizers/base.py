@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -23,9 +24,54 @@ from lumitok.config import Section, first_fault
 from lumitok.data.latents import LatentSpec
 from lumitok.errors import LumitokError, nearest
 from lumitok.foundation import FoundationEncoder
+from lumitok.foundation.weights import hash_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODER_WEIGHTS = "encoder.safetensors"
+
+Generators = torch.Generator | list[torch.Generator] | None
+"""What draws a batch's noise: one generator for all, a list with one a picture (its noise is then the
+same in whatever batch it stands), or None for torch's own."""
+
+
+class Equivariance(Protocol):
+    """The transforms of one training step, the same for all its pictures (EQ-VAE, arXiv 2502.09509)."""
+
+    def shrink(self, pictures: Tensor) -> Tensor:
+        """Resize pictures (B, 3, H, W) before they are encoded."""
+
+    def latent(self, z: Tensor) -> Tensor:
+        """Resize and turn latents (B, C, h, w) before they are decoded."""
+
+    def picture(self, x: Tensor) -> Tensor:
+        """Change shrunk pictures as the latent is: what the decoder shall give."""
+
+
+@dataclass
+class DecoderOutput:
+    """Pictures (B, 3, H, W) near [-1, 1], not clamped."""
+
+    sample: Tensor
+    pyramid: list[Tensor]
+    """The decoder's images, small to large; the last is ``sample``, for many decoders the only one."""
+
+
+@dataclass
+class TokenizerOutput:
+    """All that the training losses need of one forward pass."""
+
+    sample: Tensor
+    """Reconstruction (B, 3, H, W); of the changed picture where an equivariance was given."""
+    pyramid: list[Tensor]
+    """The decoder's images, small to large; the last is ``sample``."""
+    latent: Tensor
+    """Sampled z (B, C, h, w), before any equivariance's change."""
+    mean: Tensor
+    logvar: Tensor
+    features: Tensor
+    """The encoder's last requested map (B, C_f, H', W')."""
+    projected: Tensor | None
+    """z through the VF head (B, C_f, h, w), where there is one."""
 
 
 class Tokenizer(ModelMixin, ConfigMixin):
@@ -44,7 +90,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Tokenizer._kinds[cls.__name__] = cls
+        if "Settings" in cls.__dict__:  # A class between this one and those has none.
+            Tokenizer._kinds[cls.__name__] = cls
 
     def __init__(self, settings: Section, encoder: FoundationEncoder) -> None:
         super().__init__()
@@ -64,13 +111,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """Pictures (B, 3, H, W) in [-1, 1] -> an object with ``latent_dist`` over raw z (B, C, h, w)."""
 
     @abstractmethod
-    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
+    def decode(self, z: Tensor, return_dict: bool = True, generator: Generators = None) -> Any:
         """Raw z (B, C, h, w) -> an object with ``sample``, pictures (B, 3, H, W) in [-1, 1], not clamped."""
 
     @abstractmethod
-    def reconstruct(
-        self, x: Tensor, sample_posterior: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def reconstruct(self, x: Tensor, sample_posterior: bool = False, generator: Generators = None) -> Tensor:
         """Pictures of any size in [-1, 1] -> their reconstructions, clamped to [-1, 1]."""
 
     @abstractmethod
@@ -120,11 +165,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, trained and frozen: equal latents need equal fingerprints."""
-        digest = hashlib.sha256(self.encoder.weights_hash().encode())
-        for name, tensor in sorted(self._own_state().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        both = self.encoder.weights_hash() + hash_weights(self._own_state().items())
+        return hashlib.sha256(both.encode()).hexdigest()
 
     def _own_state(self) -> dict[str, Tensor]:
         return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}

@@ -11,20 +11,18 @@ h x w the latent grid, C channels, d the distance of a block from the last one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
 from lumitok.config import VFMVAEConfig, block_count
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
-from lumitok.nn.precision import full_precision
-from lumitok.tokenizers.base import Tokenizer
+from lumitok.tokenizers.frozen import FrozenEncoderTokenizer
+from lumitok.tokenizers.layers import EqualizedLinear, Style, group_norm, modulated_pointwise
+from lumitok.tokenizers.stylegan import ModulatedConvolution, ResidualPair
 
 # ------------------------------------------------------------------------------------------------
 # Feature maps to latent, latent to Z: attention projection (Appendix B.1, from UniTok)
@@ -112,22 +110,6 @@ class AttentionProjection(nn.Module):
 # Global branch: Z to one style w (Appendix B.3)
 
 
-class EqualizedLinear(nn.Module):
-    """A linear layer that keeps its weights at unit scale and multiplies them at run time."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, lr_factor: float = 1.0, bias: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels) / lr_factor)
-        self.bias = nn.Parameter(torch.full((out_channels,), bias / lr_factor))
-        self.gain = lr_factor / math.sqrt(in_channels)
-        self.bias_gain = lr_factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.gain, self.bias * self.bias_gain)
-
-
 class MappingNetwork(nn.Module):
     """Pooled Z (B, C) -> style w (B, W); its layers learn a hundred times more slowly."""
 
@@ -142,26 +124,8 @@ class MappingNetwork(nn.Module):
         return result
 
 
-class Style(nn.Module):
-    """w (B, W) -> one factor for each channel (B, C): m1 * m2 + m3, near 2 at the start."""
-
-    def __init__(self, style_channels: int, channels: int) -> None:
-        super().__init__()
-        self.affine = EqualizedLinear(style_channels, 3 * channels, bias=1.0)
-
-    def forward(self, w: Tensor) -> Tensor:
-        affine: Tensor = self.affine(w)
-        m1, m2, m3 = affine.chunk(3, dim=1)
-        return m1 * m2 + m3
-
-
 # ------------------------------------------------------------------------------------------------
 # Spatial branch: Z to what block i sees of it (Appendix B.3; LeakyReLU as in the code)
-
-
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm with the nearest number of groups that divides the channels."""
-    return nn.GroupNorm(math.gcd(channels, groups), channels)
 
 
 class SpatialBranch(nn.Module):
@@ -226,24 +190,6 @@ class Upsample(nn.Module):
         x = F.pad(x, [size // 2] * 4, mode="replicate")
         weight = self.blur_kernel.to(x.dtype).expand(channels, 1, size, size)
         return F.conv2d(x, weight, groups=channels)
-
-
-def modulated_pointwise(
-    x: Tensor, weight: Tensor, style: Tensor, *, bias: Tensor, demodulate: bool
-) -> Tensor:
-    """A 1x1 convolution whose weight is w_oi s_i, normalised over i if demodulated.
-
-    x (B, I, H, W), weight (O, I), style (B, I), bias (O). The weight of a sample is never built:
-    scaling the input channels by s_i and the output channels by 1 / sqrt(sum_i (w_oi s_i)^2 + 1e-8)
-    is the same function, at the cost of an ordinary convolution.
-    """
-    y = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight[:, :, None, None])
-    offset = bias.to(y.dtype)[None, :, None, None]
-    if not demodulate:
-        return y + offset
-    with full_precision(x):
-        norm = torch.rsqrt(style.float().square() @ weight.float().square().t() + 1e-8)
-    return torch.addcmul(offset, y, norm.to(y.dtype)[:, :, None, None])
 
 
 class ModulatedConvNeXt(nn.Module):
@@ -350,24 +296,31 @@ class SynthesisBlock(nn.Module):
     def __init__(self, in_channels: int, previous: int | None, distance: int, settings: VFMVAEConfig) -> None:
         super().__init__()
         channels, blur = settings.block_channels[distance], settings.block_blurs[distance]
-        first = previous is None
-        self.upsample = Upsample(in_channels, channels, blur, norm_last=first)
-        self.layers = nn.ModuleList(
-            ModulatedConvNeXt(
-                channels, settings.block_kernels[distance], settings, settings.image_size >> distance
+        depth, style = settings.block_depths[distance], settings.style_channels
+        self.upsample: Upsample | ModulatedConvolution
+        if settings.blocks == "stylegan":
+            self.upsample = ModulatedConvolution(in_channels, channels, style, upsample=True)
+            self.layers = nn.ModuleList(
+                ResidualPair(channels, style, settings.layer_scale) for _ in range(depth // 2)
             )
-            for _ in range(settings.block_depths[distance])
-        )
+        else:
+            self.upsample = Upsample(in_channels, channels, blur, norm_last=previous is None)
+            self.layers = nn.ModuleList(
+                ModulatedConvNeXt(
+                    channels, settings.block_kernels[distance], settings, settings.image_size >> distance
+                )
+                for _ in range(depth)
+            )
         self.attention = nn.ModuleList(
             SelfAttention(channels, settings.attention_heads)
             for _ in range(settings.block_attention[distance])
         )
         self.upsample_sum = None if previous is None else Upsample(previous, channels, blur)
-        self.to_rgb = ToRGB(channels, settings.style_channels)
+        self.to_rgb = ToRGB(channels, style)
 
     def forward(self, x: Tensor, total: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, running sum of features or None, style -> features, running sum, image."""
-        x = self.upsample(x)
+        x = self.upsample(x) if isinstance(self.upsample, Upsample) else self.upsample(x, w)
         for layer in self.layers:
             x = layer(x, w)
         for attention in self.attention:
@@ -381,39 +334,8 @@ class SynthesisBlock(nn.Module):
 # The tokenizer
 
 
-@dataclass
-class VFMVAEDecoderOutput:
-    """Pictures (B, 3, H, W) near [-1, 1], not clamped; ``pyramid``: every block's, small to large."""
-
-    sample: Tensor
-    pyramid: list[Tensor]
-
-
-@dataclass
-class VFMVAEOutput:
-    """All that the training losses need of one forward pass."""
-
-    sample: Tensor
-    """Reconstruction (B, 3, H, W)."""
-    pyramid: list[Tensor]
-    """Every block's image, small to large; the last is ``sample``."""
-    latent: Tensor
-    """Sampled z (B, C, h, w)."""
-    mean: Tensor
-    logvar: Tensor
-    features: Tensor
-    """The encoder's last requested map (B, C, H', W')."""
-    projected: Tensor | None
-    """z through the VF head (B, C, h, w), where there is one."""
-
-
-class VFMVAE(Tokenizer):
-    """The tokenizer of VFM-VAE; ``VFMVAEConfig`` says what its sizes mean.
-
-    ``encode`` and ``decode`` are diffusers' ``AutoencoderKL``'s: pictures in [-1, 1], latents raw.
-    Pictures of any height and width are encoded: what the grid lacks to a multiple of
-    ``size_multiple`` is padded by reflection, and :meth:`reconstruct` crops it off again.
-    """
+class VFMVAE(FrozenEncoderTokenizer):
+    """The tokenizer of VFM-VAE; ``VFMVAEConfig`` says what its sizes mean."""
 
     Settings: ClassVar[type[VFMVAEConfig]] = VFMVAEConfig
     settings: VFMVAEConfig
@@ -441,15 +363,11 @@ class VFMVAE(Tokenizer):
             else round(width / factor**2)
             for width, factor in zip(widths, self.factors, strict=True)
         )
-        self.fuse = AttentionProjection(fused, 2 * settings.latent_channels)
-        with torch.no_grad():
-            self.fuse.mlp.w2.bias[settings.latent_channels :] = settings.initial_logvar
-        self.vf_head: nn.Conv2d | None = None
-        if settings.vf_head:
-            self.vf_head = nn.Conv2d(settings.latent_channels, encoder.channels[-1], 1, bias=False)
-            nn.init.xavier_normal_(self.vf_head.weight, gain=0.5)
+        self.fuse = _projection(settings, fused, 2 * settings.latent_channels)
+        self.start_posterior()
+        self.vf_head = self.make_vf_head()
 
-        self.expand = AttentionProjection(settings.latent_channels, settings.post_channels)
+        self.expand = _projection(settings, settings.latent_channels, settings.post_channels)
         self.mapping = MappingNetwork(settings.post_channels, settings.style_channels)
         count = block_count(settings.image_size)
         self.spatial = nn.ModuleList()
@@ -465,26 +383,20 @@ class VFMVAE(Tokenizer):
             previous = settings.block_channels[distance]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the trained weights; the frozen encoder may have another."""
-        return self.expand.shortcut.weight.dtype
-
-    @property
     def size_multiple(self) -> int:
         """Pixels that a side must be a multiple of, so that no block's grid is cut."""
         return max(int(self.settings.downsampling), 1 << len(self.blocks))
 
+    @property
+    def last_compression(self) -> nn.Linear | nn.Conv2d:
+        """The last linear layer of the common projection, or the 1x1 convolution in its place."""
+        return self.fuse if isinstance(self.fuse, nn.Conv2d) else self.fuse.mlp.w2
+
     # --------------------------------------------------------------------------------------------
     # Pictures to latent
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Pictures in [-1, 1] -> the frozen encoder's maps (B, C_l, h_l, w_l), in our type (Eq. 1)."""
-        pixels = ((x.float() + 1) / 2).to(self.encoder.dtype)
-        with torch.no_grad():
-            return [f.to(self.dtype) for f in self.encoder(pixels).maps]
-
     def moments(self, features: list[Tensor]) -> Tensor:
-        """Feature maps -> mean and log-variance, stacked (B, 2C, h, w), unclamped (Eq. 2)."""
+        """Feature maps (Eq. 1) -> mean and log-variance, stacked (B, 2C, h, w), unclamped (Eq. 2)."""
         maps = []
         for feature, project, factor in zip(features, self.projections, self.factors, strict=True):
             projected = project(feature)
@@ -496,39 +408,11 @@ class VFMVAE(Tokenizer):
         result: Tensor = self.fuse(torch.cat(maps, dim=1))
         return result.float()
 
-    def encode(
-        self, x: Tensor, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Pictures (B, 3, H, W) in [-1, 1] -> ``latent_dist``, a diagonal Gaussian over z.
-
-        Raises:
-            LumitokError: the pictures are not (B, 3, H, W), or are too small to pad.
-        """
-        posterior = DiagonalGaussianDistribution(self.moments(self.features(self.pad(x))))
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Pad pictures by reflection on the right and below, to multiples of ``size_multiple``."""
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise LumitokError(f"pictures must be (batch, 3, height, width), not {tuple(x.shape)}")
-        height, width = x.shape[-2:]
-        bottom, right = -height % self.size_multiple, -width % self.size_multiple
-        if bottom >= height or right >= width:
-            least = self.size_multiple // 2 + 1
-            raise LumitokError(f"pictures of {height}x{width} px are too small; sides start at {least} px")
-        return F.pad(x, (0, right, 0, bottom), mode="reflect") if bottom or right else x
-
     # --------------------------------------------------------------------------------------------
     # Latent to pictures
 
-    def decode(
-        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
-    ) -> VFMVAEDecoderOutput | tuple[Tensor]:
-        """Latents (B, C, h, w), raw -> ``sample`` and ``pyramid`` (Eq. 4 to 6).
-
-        ``generator`` is there for diffusers' pipelines; decoding draws nothing.
-        """
-        del generator
+    def images(self, z: Tensor) -> list[Tensor]:
+        """Latents (B, C, h, w), raw -> every block's image (B, 3, s, s), small to large (Eq. 4 to 6)."""
         post = self.expand(z.to(self.dtype))  # Z (B, post_channels, h, w)
         w = self.mapping(post.mean(dim=(2, 3)).to(self.dtype))
         x: Tensor | None = None
@@ -540,43 +424,15 @@ class VFMVAE(Tokenizer):
                 x = seen if x is None else torch.cat([x, seen], dim=1)
             x, total, image = block(x, total, w)
             pyramid.append(image.float())
-        return VFMVAEDecoderOutput(pyramid[-1], pyramid) if return_dict else (pyramid[-1],)
+        return pyramid
 
-    # --------------------------------------------------------------------------------------------
-    # Training
 
-    def balance_parameter(self) -> nn.Parameter:
-        """The last linear weight that z passes through; gradient norms at it set the VF loss's weight."""
-        weight = self.fuse.mlp.w2.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
-    def forward(
-        self, x: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None
-    ) -> VFMVAEOutput:
-        """Pictures in [-1, 1], sides multiples of ``size_multiple`` -> all that training needs."""
-        features = self.features(x)
-        posterior = DiagonalGaussianDistribution(self.moments(features))
-        z = posterior.sample(generator) if sample_posterior else posterior.mode()
-        decoded = self.decode(z)
-        assert isinstance(decoded, VFMVAEDecoderOutput)
-        return VFMVAEOutput(
-            sample=decoded.sample,
-            pyramid=decoded.pyramid,
-            latent=z,
-            mean=posterior.mean,
-            logvar=posterior.logvar,
-            features=features[-1],
-            projected=None if self.vf_head is None else self.vf_head(z),
-        )
-
-    @torch.no_grad()
-    def reconstruct(
-        self, x: Tensor, sample_posterior: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Pictures of any size in [-1, 1] -> pictures of that size in [-1, 1], clamped."""
-        output = self.forward(self.pad(x), sample_posterior, generator)
-        return output.sample[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)
+def _projection(
+    settings: VFMVAEConfig, in_channels: int, out_channels: int
+) -> AttentionProjection | nn.Conv2d:
+    if settings.projection == "convolution":
+        return nn.Conv2d(in_channels, out_channels, 1)
+    return AttentionProjection(in_channels, out_channels)
 
 
 def _square(grid: tuple[int, int]) -> int:

@@ -2,32 +2,42 @@
 
     RUN/checkpoints/step-00001000/
         tokenizer/      averaged weights and config; Tokenizer.from_pretrained opens it
-        training/       raw weights, discriminator, both optimizers, place in the run
+        training/       raw weights, average, discriminators, both optimizers, place in the run
         recipe.yaml     the resolved recipe
+    RUN/checkpoints/best.json     which of them measured best
 
-A folder is written under another name and renamed when it is whole, so one with the right name is
-always good. Random numbers and the place in the data follow from the step (``training.seeds``).
+A folder is written under another name, brought to the disk and renamed when it is whole, so one with
+the right name is always good. Random numbers and the place in the data follow from the step
+(``training.seeds``).
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lumitok.errors import LumitokError
+from lumitok.foundation import frozen_prefixes
+
+BEST = "best.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Place:
-    """Where a run stands: the next step to take."""
+    """Where a run stands: the next step to take, and what it has counted on the way."""
 
     stage: int = 0
     """Index of the stage."""
@@ -36,7 +46,15 @@ class Place:
     step: int = 0
     """Steps done in the whole run."""
     images: int = 0
-    """Images seen in the whole run."""
+    """Images seen, those of the runs it started from included."""
+    stages_before: int = 0
+    """Stages of the runs it started from."""
+    images_before: int = 0
+    """Images of the runs it started from."""
+    skipped: int = 0
+    """Steps left out because a number was not finite."""
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Sum and count of each value since the last log line."""
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -45,27 +63,109 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in found if p.is_dir() and p.suffix != ".partial")
 
 
-class CheckpointWriter:
-    """Writes checkpoints of a run and removes the oldest beyond ``keep``."""
+@dataclass(frozen=True)
+class Best:
+    """The best measurement of a run, and the step of its checkpoint."""
 
-    def __init__(self, run: Path, keep: int) -> None:
-        self.run, self.keep = run, keep
+    metric: str
+    value: float
+    step: int
 
-    def begin(self, step: int) -> Path:
-        """Return an empty folder to write the checkpoint of ``step`` into."""
-        partial = self.run / "checkpoints" / f"step-{step:08d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+    def beaten_by(self, value: float) -> bool:
+        """Whether ``value`` is better: lower for L1, else higher."""
+        return value < self.value if self.metric == "l1" else value > self.value
+
+
+def load_best(run: Path) -> Best | None:
+    """The best checkpoint of a run, where it is marked and still there."""
+    path = run / "checkpoints" / BEST
+    if not path.is_file():
+        return None
+    best = Best(**json.loads(path.read_text()))
+    return best if (path.parent / _name(best.step)).is_dir() else None
+
+
+def save_best(run: Path, best: Best) -> None:
+    """Mark a checkpoint as the best."""
+    path = run / "checkpoints" / BEST
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(best)) + "\n")
+    partial.replace(path)
+
+
+def write_checkpoint(run: Path, step: int, fill: Callable[[Path], None]) -> Path:
+    """Let ``fill`` write a checkpoint's files into an empty folder, then give it its name.
+
+    Raises:
+        LumitokError: the disk is full or fails; the checkpoints from before are untouched.
+    """
+    whole = run / "checkpoints" / _name(step)
+    partial = whole.with_name(f"{whole.name}.partial")
+    try:
+        for old in whole.parent.glob("*.partial"):  # Left by a run that was killed.
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         (partial / "training").mkdir(parents=True)
-        return partial
-
-    def commit(self, partial: Path) -> Path:
-        """Give a fully written folder its name, then remove old ones."""
-        whole = partial.with_suffix("")
-        shutil.rmtree(whole, ignore_errors=True)
+        fill(partial)
+        _to_disk(partial)
+        if whole.exists():  # Only a run taken up at an older step writes one again.
+            _remove(whole)
         partial.rename(whole)
-        for old in checkpoints(self.run)[: -self.keep]:
-            shutil.rmtree(old)
-        return whole
+        _flush(whole.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise LumitokError(_cannot_write(run, step, error)) from error
+    return whole
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the ``keep`` newest and the best."""
+    best = load_best(run)
+    for old in checkpoints(run)[:-keep]:
+        if best is None or old.name != _name(best.step):
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; killed half way, what is left has no checkpoint's name."""
+    going = folder.with_name(f"{folder.name}.going.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    shutil.rmtree(going)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _cannot_write(run: Path, step: int, error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in _FULL
+    full = full or any(sign in str(error) for sign in ("No space left", "File too large", "quota"))
+    what = "the disk is full" if full else f"the disk failed ({error})"
+    kept = checkpoints(run)
+    last = f"the last whole one is {kept[-1]}" if kept else "there is none yet"
+    return (
+        f"the checkpoint of step {step} could not be written to {run}: {what}; {last}. Make room (fewer "
+        "training.keep need less), then go on with --resume"
+    )
+
+
+def _to_disk(folder: Path) -> None:
+    """See that what was written is on the disk before the folder gets its name."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# ------------------------------------------------------------------------------------------------
+# What is in a checkpoint
 
 
 def save_place(folder: Path, place: Place) -> None:
@@ -85,23 +185,41 @@ def save_tensors(path: Path, state: dict[str, Tensor]) -> None:
 
 def load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     """Read tensors written by :func:`save_tensors`."""
+    if not path.is_file():
+        raise LumitokError(f"{path} is missing from the checkpoint; resume from another, or start anew")
     state: dict[str, Tensor] = load_file(path, device=str(device))
     return state
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state without frozen encoders, which are named in the recipe."""
-    return {name: t for name, t in module.state_dict().items() if not name.startswith("encoder.")}
+    frozen = frozen_prefixes(module)
+    return {name: t for name, t in module.state_dict().items() if not name.startswith(frozen)}
 
 
-def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what :func:`trained_state` gave; every key must be there and no other."""
-    wanted, got = set(trained_state(module)), set(state)
-    if wanted != got:
-        raise LumitokError(
-            f"the checkpoint's weights do not fit: {sorted(wanted ^ got)[:6]} missing or left over"
-        )
-    module.load_state_dict(state, strict=False)
+def load_trained_state(
+    module: nn.Module, state: dict[str, Tensor], source: Path, new: tuple[str, ...] = ()
+) -> None:
+    """Put back what :func:`trained_state` gave; every key must be there and no other.
+
+    Args:
+        module: what to fill.
+        state: names and tensors.
+        source: where they are from, for the error.
+        new: prefixes of names that may be missing or left over: parts that one of the two has not.
+    """
+    wanted = trained_state(module)
+    faults = [f"missing {n}" for n in wanted if n not in state and not n.startswith(new)]
+    faults += [f"left over {n}" for n in state if n not in wanted and not n.startswith(new)]
+    faults += [
+        f"{n} is {tuple(t.shape)}, not {tuple(wanted[n].shape)}"
+        for n, t in state.items()
+        if n in wanted and t.shape != wanted[n].shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 6} more" if len(faults) > 6 else ""
+        raise LumitokError(f"the weights of {source} do not fit this model: {'; '.join(faults[:6])}{more}")
+    module.load_state_dict({n: t for n, t in state.items() if n in wanted}, strict=False)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

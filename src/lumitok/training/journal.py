@@ -123,7 +123,7 @@ class Journal:
     def _left(self, place: Place) -> str:
         if self._rate <= 0 or place.step == 0:
             return "?"
-        seconds = (self.total - place.step) * (place.images / place.step) / self._rate
+        seconds = (self.total - place.step) * (place.images - place.images_before) / place.step / self._rate
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
@@ -146,9 +146,10 @@ def _truncate(path: Path, step: int) -> None:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
+_HEADLINES = ("total", "l1", "lpips", "ssim", "vf", "gan", "patchgan", "discriminator", "skipped_steps")
+
+
 def _is_headline(name: str, kind: str) -> bool:
     if kind == "train":
-        return name in ("total", "l1", "lpips", "vf", "gan", "discriminator") or name.startswith(
-            "feature-distance"
-        )
-    return name.endswith(("psnr", "ssim"))
+        return name in _HEADLINES or name.startswith("feature-distance")
+    return name.endswith(("psnr", "ssim", "vf"))

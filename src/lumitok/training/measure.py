@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
-from lumitok.data import Pictures, validation_batches
+from lumitok.data import BadPicture, Pictures, validation_batches
 from lumitok.evaluation.image_quality import ReconstructionQuality
+from lumitok.losses.vf import vf_loss
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
 
@@ -20,25 +24,64 @@ def to_pictures(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def held_out_quality(
-    tokenizer: Tokenizer, pictures: Pictures, *, batch_size: int, limit: int
-) -> dict[str, float]:
-    """PSNR, SSIM and L1 of reconstructions from the posterior's mean, on at most ``limit`` pictures.
+    tokenizer: Tokenizer,
+    pictures: Pictures,
+    *,
+    batch_size: int,
+    limit: int,
+    distances: Mapping[str, nn.Module] | None = None,
+    accelerator: Accelerator | None = None,
+) -> tuple[dict[str, float], list[BadPicture]]:
+    """Quality of reconstructions from the posterior's mean, on at most ``limit`` pictures.
 
-    The pictures are spread evenly over the folder; each process measures all of them, so that no
-    picture is counted twice.
+    PSNR, SSIM and L1; the VF loss (margins 0) where there is a VF head; every distance of ``distances``,
+    (image, target) -> (B,), by its name. The pictures are spread evenly over the folder and divided among
+    the processes; each counts once. Also returns the pictures that could not be read.
     """
     quality = ReconstructionQuality()
-    for pixels in _spread(pictures, limit, tokenizer.config.image_size, batch_size):
+    sums: dict[str, list[float]] = {}
+    bad: list[BadPicture] = []
+    share = _evenly(pictures, limit)
+    if accelerator is not None:
+        share = share.subset(range(accelerator.process_index, len(share), accelerator.num_processes))
+    size = tokenizer.config.image_size
+    for pixels in validation_batches(share, size, batch_size, report=bad.append) if len(share) else ():
         target = to_pictures(pixels, tokenizer.device)
-        quality.update(tokenizer.reconstruct(target).float(), target)
-    return dict(quality.results())
+        with torch.no_grad():
+            output = tokenizer(target, sample_posterior=False)
+            image = output.sample.float().clamp(-1, 1)
+            quality.update(image, target)
+            scores = {name: distance(image, target) for name, distance in (distances or {}).items()}
+            if output.projected is not None:
+                scores["vf"] = vf_loss(output.projected, output.features).total.expand(len(target))
+        for name, values in scores.items():
+            sums.setdefault(name, []).extend(values.float().tolist())
+    if accelerator is not None and accelerator.num_processes > 1:
+        quality, sums, bad = _merged(gather_object([(quality, sums, bad)]))
+    results = dict(quality.results())
+    return results | {name: math.fsum(values) / len(values) for name, values in sums.items()}, bad
+
+
+def _merged(
+    parts: list[tuple[ReconstructionQuality, dict[str, list[float]], list[BadPicture]]],
+) -> tuple[ReconstructionQuality, dict[str, list[float]], list[BadPicture]]:
+    """Put together what the processes have measured."""
+    quality, sums, bad = ReconstructionQuality(), dict[str, list[float]](), list[BadPicture]()
+    for scores, other, faults in parts:
+        quality.merge(scores)
+        for name, values in other.items():
+            sums.setdefault(name, []).extend(values)
+        bad += faults
+    return quality, sums, bad
 
 
 def example_pictures(sets: dict[str, Pictures], size: int, count: int) -> Tensor:
-    """``count`` pictures, 8 bits, drawn evenly from the held-out sets in turn."""
+    """``count`` pictures, 8 bits, drawn evenly from the held-out sets in turn; unreadable ones left out."""
     share = -(-count // max(1, len(sets)))
     found = [
-        torch.cat(list(_spread(pictures, share, size, share))) for pictures in sets.values() if len(pictures)
+        pixels
+        for pictures in sets.values()
+        for pixels in validation_batches(_evenly(pictures, share), size, share, report=_pass_over)
     ]
     return torch.cat(found)[:count]
 
@@ -54,12 +97,14 @@ def measure_latents(
     """Mean and unbiased standard deviation of each latent channel, and the number of pictures.
 
     Over sampled z of centre-cropped pictures that are not mirrored (LightningDiT's way), in float64.
+    Unreadable pictures are left out, and the number says so.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, 1))
     channels = tokenizer.config.latent_channels
     total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     values = count = 0
-    for pixels in _spread(pictures, limit, tokenizer.config.image_size, batch_size):
+    chosen, size = _evenly(pictures, limit), tokenizer.config.image_size
+    for pixels in validation_batches(chosen, size, batch_size, report=_pass_over):
         with torch.no_grad():
             posterior = tokenizer.encode(to_pictures(pixels, tokenizer.device)).latent_dist
         z = posterior.sample(generator).cpu().double()
@@ -72,9 +117,12 @@ def measure_latents(
     return mean.float(), variance.clamp(min=0).sqrt().float(), count
 
 
-def _spread(pictures: Pictures, limit: int, size: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches of at most ``limit`` pictures, evenly spread over the folder."""
-    if len(pictures) > limit:
-        chosen = torch.linspace(0, len(pictures) - 1, limit).round().long().tolist()
-        pictures = pictures.subset(chosen)
-    yield from validation_batches(pictures, size, batch_size)
+def _evenly(pictures: Pictures, limit: int) -> Pictures:
+    """At most ``limit`` pictures, evenly spread over the folder."""
+    if len(pictures) <= limit:
+        return pictures
+    return pictures.subset(torch.linspace(0, len(pictures) - 1, limit).round().long().tolist())
+
+
+def _pass_over(_: BadPicture) -> None:
+    """These pictures were named and counted where they were trained on or measured."""

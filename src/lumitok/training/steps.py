@@ -16,11 +16,21 @@ from torch.optim import Adam
 
 from lumitok.config import StageConfig
 from lumitok.errors import LumitokError, nearest
-from lumitok.losses.adversarial import hinge_discriminator
-from lumitok.tokenizers import Tokenizer, VFMVAEOutput
-from lumitok.training.objective import GeneratorObjective, first_not_finite
+from lumitok.losses.equivariance import Equivariance, draw_equivariance
+from lumitok.tokenizers import Tokenizer, TokenizerOutput
+from lumitok.training.adversaries import Discriminators, Terms, discriminator_terms, generator_terms
+from lumitok.training.guards import Guard, gradient_norms
+from lumitok.training.objective import GeneratorObjective
+from lumitok.training.seeds import Draw, StepDraws
 
-Values = dict[str, Tensor]
+
+@dataclass
+class Part:
+    """A part of a step's batch on this process."""
+
+    pictures: Tensor
+    """(b, 3, H, W) in [-1, 1]."""
+    draws: StepDraws
 
 
 @dataclass
@@ -33,106 +43,169 @@ class StageState:
     generator: nn.Module
     """The tokenizer as the accelerator wraps it; forward passes that train go through it."""
     objective: GeneratorObjective
+    parameters: list[nn.Parameter]
     optimizer: Adam
-    discriminator: nn.Module | None = None
-    wrapped_discriminator: nn.Module | None = None
+    guard: Guard
+    discriminators: Discriminators | None = None
+    wrapped_discriminators: nn.Module | None = None
+    discriminator_parameters: list[nn.Parameter] = field(default_factory=list)
     discriminator_optimizer: Adam | None = None
-    sums: Values = field(default_factory=dict)
-    count: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Sum and count of every value since the last log line."""
 
-    def collect(self, values: Values) -> None:
+    def average(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means of scalars over the processes, so that all of them see the same numbers."""
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        reduced = self.accelerator.reduce(stacked, reduction="mean")
+        return dict(zip(values, reduced.tolist(), strict=True))
+
+    def collect(self, values: dict[str, float]) -> None:
         """Add a step's values to the means of the next log line."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.count += 1
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + value, count + 1]
 
     def means(self) -> dict[str, float]:
-        """Means over the steps and processes since the last call."""
-        if not self.sums:
-            return {}
-        stacked = torch.stack([v.float() for v in self.sums.values()]) / max(self.count, 1)
-        stacked = self.accelerator.reduce(stacked, reduction="mean")
-        means = dict(zip(self.sums, stacked.tolist(), strict=True))
-        self.sums, self.count = {}, 0
+        """Means over the steps since the last call."""
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
         return means
 
 
-def train_step(state: StageState, parts: list[Tensor], images_seen: int) -> None:
-    """One step on a batch that comes in parts: the discriminator first, then the generator.
+def train_step(state: StageState, parts: list[Part], images_seen: int) -> None:
+    """One step on a batch that comes in parts: the discriminators first, then the generator.
 
-    ``parts`` are pictures (b, 3, H, W) in [-1, 1]. With a single part both steps share one forward
-    pass of the tokenizer, since the discriminator's step does not change it; with several parts the
-    graphs would not fit, and the tokenizer runs anew.
+    With a single part both steps share one forward pass of the tokenizer, since the discriminators'
+    step does not change it; with several parts the graphs would not fit, and the tokenizer runs anew.
     """
-    adversarial = state.config.losses.gan > 0 and images_seen >= state.config.losses.gan_from
-    shared = reconstruct(state, parts[0]) if len(parts) == 1 else None
-    values: Values = {}
+    losses = state.config.losses
+    adversarial = losses.adversarial and images_seen >= losses.gan_from
+    equivariance = None
+    if state.config.equivariance is not None:
+        rng = parts[0].draws.numpy(Draw.EQUIVARIANCE)
+        equivariance = draw_equivariance(state.config.equivariance, rng)
+    shared = reconstruct(state, parts[0], equivariance) if len(parts) == 1 else None
     if adversarial:
-        values |= discriminator_step(state, parts, shared)
-    values |= generator_step(state, parts, shared, images_seen, adversarial)
-    state.collect(values)
+        discriminator_step(state, parts, shared, equivariance)
+    generator_step(state, parts, shared, equivariance, images_seen, adversarial)
 
 
-def reconstruct(state: StageState, pictures: Tensor) -> VFMVAEOutput:
+def reconstruct(state: StageState, part: Part, equivariance: Equivariance | None) -> TokenizerOutput:
     """A forward pass through the generator as the accelerator wraps it."""
+    draws = part.draws.pictures(Draw.POSTERIOR)
     with state.accelerator.autocast():
-        output: VFMVAEOutput = state.generator(pictures)
+        output: TokenizerOutput = state.generator(part.pictures, generator=draws, equivariance=equivariance)
     return output
 
 
-def discriminator_step(state: StageState, parts: list[Tensor], shared: VFMVAEOutput | None) -> Values:
-    """Teach the discriminator to tell the pictures from their reconstructions."""
-    assert state.wrapped_discriminator is not None
-    assert state.discriminator is not None
-    assert state.discriminator_optimizer is not None
-    set_trained(state.discriminator, True)
-    total = torch.zeros((), device=parts[0].device)
-    for index, pictures in enumerate(parts):
+def target_of(part: Part, equivariance: Equivariance | None) -> Tensor:
+    """The pictures that the reconstructions shall equal."""
+    if equivariance is None:
+        return part.pictures
+    return equivariance.picture(equivariance.shrink(part.pictures))
+
+
+def discriminator_step(
+    state: StageState, parts: list[Part], shared: TokenizerOutput | None, equivariance: Equivariance | None
+) -> None:
+    """Teach the discriminators to tell the pictures from their reconstructions."""
+    network, discriminators = state.wrapped_discriminators, state.discriminators
+    optimizer, losses = state.discriminator_optimizer, state.config.losses
+    assert network is not None
+    assert discriminators is not None
+    assert optimizer is not None
+    discriminators.set_trained(losses, True)
+    sums: dict[str, Tensor] = {}
+    for index, part in enumerate(parts):
         if shared is None:
             with torch.no_grad():
-                fake = reconstruct(state, pictures).sample
+                fake = reconstruct(state, part, equivariance).sample
         else:
             fake = shared.sample.detach()
-        with _synchronised(state, state.wrapped_discriminator, index, len(parts)):
+        with _synchronised(state, network, index, len(parts)):
+            draws = part.draws
             with state.accelerator.autocast():
-                real_logits = state.wrapped_discriminator(pictures)
-                fake_logits = state.wrapped_discriminator(fake)
-                loss = hinge_discriminator(real_logits.float(), fake_logits.float()) / len(parts)
-            state.accelerator.backward(loss)
-        total = total + loss.detach()
-    values = {"discriminator": total}
-    _require_finite(values)
-    state.discriminator_optimizer.step()
-    state.discriminator_optimizer.zero_grad(set_to_none=True)
-    set_trained(state.discriminator, False)
-    return values
+                real_views = draws.pictures(Draw.REAL), draws.shared(Draw.REAL)
+                real = network(target_of(part, equivariance), losses, *real_views)
+                fake_views = draws.pictures(Draw.FAKE), draws.shared(Draw.FAKE)
+                terms = discriminator_terms(real, network(fake, losses, *fake_views))
+            total = _weighted(terms)
+            state.accelerator.backward(total / len(parts))
+        _add(sums, {name: value.detach() / len(parts) for name, (_, value) in terms.items()})
+    sums |= gradient_norms(discriminators, "discriminator_gradient")
+    _move(state, sums, discriminators, state.discriminator_parameters, optimizer)
+    discriminators.set_trained(losses, False)
 
 
 def generator_step(
-    state: StageState, parts: list[Tensor], shared: VFMVAEOutput | None, images_seen: int, adversarial: bool
-) -> Values:
+    state: StageState,
+    parts: list[Part],
+    shared: TokenizerOutput | None,
+    equivariance: Equivariance | None,
+    images_seen: int,
+    adversarial: bool,
+) -> None:
     """Move the tokenizer down its objective."""
-    values: Values = {}
-    for index, pictures in enumerate(parts):
+    sums: dict[str, Tensor] = {}
+    for index, part in enumerate(parts):
         with _synchronised(state, state.generator, index, len(parts)):
-            output = reconstruct(state, pictures) if shared is None else shared
+            output = reconstruct(state, part, equivariance) if shared is None else shared
+            target = target_of(part, equivariance)
             with state.accelerator.autocast():
                 total, terms = state.objective(
                     output,
-                    pictures,
+                    target,
                     images_seen=images_seen,
                     balance=state.tokenizer.balance_parameter(),
-                    discriminator=state.discriminator if adversarial else None,
+                    adversarial=_fool(state, part, output.sample, target) if adversarial else {},
+                    average=lambda gradient: state.accelerator.reduce(gradient, reduction="mean"),
                 )
-            _require_finite(terms)
             state.accelerator.backward(total / len(parts))
-        for name, value in terms.items():
-            values[name] = values.get(name, torch.zeros_like(value)) + value / len(parts)
-    values["generator_gradient"] = gradient_norm(state.tokenizer.parameters())
-    _require_finite(values)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    return values
+        _add(sums, {name: value / len(parts) for name, value in terms.items()})
+    sums |= gradient_norms(state.tokenizer, "generator_gradient")
+    _move(state, sums, state.tokenizer, state.parameters, state.optimizer)
+
+
+def _fool(state: StageState, part: Part, fake: Tensor, target: Tensor) -> Terms:
+    """The generator's losses against the discriminators, whose weights stand still here."""
+    discriminators, losses = state.discriminators, state.config.losses
+    assert discriminators is not None
+    draws = part.draws.pictures(Draw.FOOLED), part.draws.shared(Draw.FOOLED)
+    judgement = discriminators(fake, losses, *draws)
+    real = None
+    if losses.feature_matching > 0:
+        with torch.no_grad():
+            real = discriminators(target, losses.model_copy(update={"gan": 0.0}), *draws)
+    return generator_terms(judgement, real, losses)
+
+
+def _move(
+    state: StageState,
+    values: dict[str, Tensor],
+    network: nn.Module,
+    parameters: list[nn.Parameter],
+    optimizer: Adam,
+) -> None:
+    """Look at losses and gradients, clip, and take the optimizer's step."""
+    averaged = state.average(values)
+    if state.guard.passes(averaged, network):
+        if state.config.clip_norm is not None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip_norm, norm)
+        optimizer.step()
+        state.guard.check_weights(network, parameters)
+        state.collect(averaged)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _weighted(terms: Terms) -> Tensor:
+    return torch.stack([weight * value for weight, value in terms.values()]).sum()
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def _synchronised(
@@ -143,24 +216,8 @@ def _synchronised(
     return nullcontext() if last else cast(AbstractContextManager[None], state.accelerator.no_sync(module))
 
 
-def _require_finite(values: Values) -> None:
-    name = first_not_finite(values)
-    if name is not None:
-        raise LumitokError(
-            f"'{name}' is {values[name].item()}; the last checkpoint is good. Lower the learning rate, train "
-            "in fp32 (training.precision=fp32), or look for broken pictures; then go on with --resume"
-        )
-
-
 # ------------------------------------------------------------------------------------------------
 # Setting a stage up
-
-
-def set_trained(discriminator: nn.Module, on: bool) -> None:
-    """Let gradients reach a discriminator's parameters or not; its frozen encoder's never."""
-    for name, parameter in discriminator.named_parameters():
-        if not name.startswith("encoder."):
-            parameter.requires_grad_(on)
 
 
 def choose_trainable(tokenizer: Tokenizer, config: StageConfig) -> list[nn.Parameter]:
@@ -205,9 +262,3 @@ def set_learning_rate(state: StageState, factor: float) -> None:
     if state.discriminator_optimizer is not None:
         for group in state.discriminator_optimizer.param_groups:
             group["lr"] = state.config.discriminator_lr * factor
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients together."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)

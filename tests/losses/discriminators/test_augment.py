@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lumitok.errors import LumitokError
 from lumitok.losses.discriminators.augment import AugmentDraws, augment, color, cutout, draw, translation
 
 
@@ -27,6 +28,10 @@ def fixed(**values: list[float] | list[int]) -> AugmentDraws:
 
 def pictures(batch: int, height: int, width: int) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def test_translation_against_a_loop() -> None:
@@ -79,12 +84,13 @@ def test_augment_is_color_then_translation_then_cutout() -> None:
 
 def test_augment_gradient() -> None:
     x = pictures(2, 5, 5).double().requires_grad_()
-    draws = draw(2, 5, 5, torch.Generator().manual_seed(3))
+    draws = draw(2, 5, 5, generators(3, 4))
     assert torch.autograd.gradcheck(lambda p: augment(p, draws), x)
 
 
 def test_draws_fill_their_ranges() -> None:
-    draws = draw(4000, 32, 40, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    draws = draw(4000, 32, 40)
     ranges = {"brightness": (-0.5, 0.5), "saturation": (0.0, 2.0), "contrast": (0.5, 1.5)}
     for name, (low, high) in ranges.items():
         values = getattr(draws, name)
@@ -103,15 +109,45 @@ def test_draws_fill_their_ranges() -> None:
         assert sorted(set(values.tolist())) == list(places)
         counts = torch.bincount(values - min(places))
         assert counts.min() > 0.5 * 4000 / len(places)
-    odd = draw(4000, 25, 14, torch.Generator().manual_seed(0))  # Holes 5 high and 3 wide.
+    odd = draw(4000, 25, 14)  # Holes 5 high and 3 wide.
     assert odd.cut_rows.max() == 24
     assert odd.cut_columns.max() == 13
 
 
 def test_pictures_have_draws_of_their_own_that_the_seed_decides() -> None:
-    one, same, other = (draw(8, 64, 64, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(draw(8, 64, 64))
+    one, same, other = drawn
     for field in dataclasses.fields(AugmentDraws):
         value = getattr(one, field.name)
         assert len(set(value.tolist())) > 1
         assert torch.equal(value, getattr(same, field.name))
         assert not torch.equal(value, getattr(other, field.name))
+
+
+@pytest.mark.parametrize("parts", [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[3, 1], [0, 2]]])
+def test_with_its_own_generator_a_picture_is_changed_alike_in_any_batch(parts: list[list[int]]) -> None:
+    x = pictures(4, 32, 24)
+    seeds = [5, 6, 7, 8]
+    whole = augment(x, draw(4, 32, 24, generators(*seeds)))
+    for part in parts:
+        alone = augment(x[part], draw(len(part), 32, 24, generators(*(seeds[i] for i in part))))
+        torch.testing.assert_close(alone, whole[part], rtol=1e-5, atol=1e-6)
+
+
+def test_generators_leave_the_global_one_alone_and_follow_their_seed() -> None:
+    before = torch.get_rng_state()
+    drawn = draw(2, 64, 64, generators(1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for field in dataclasses.fields(AugmentDraws):
+        first, second = getattr(drawn, field.name).tolist()
+        assert first != second
+    swapped = draw(2, 64, 64, generators(2, 1))
+    assert torch.equal(swapped.brightness, drawn.brightness.flip(0))
+
+
+def test_one_generator_a_picture() -> None:
+    with pytest.raises(LumitokError, match="3 generators were given for 2 pictures"):
+        draw(2, 8, 8, generators(1, 2, 3))

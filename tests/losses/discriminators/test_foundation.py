@@ -128,6 +128,36 @@ def test_augmentation_comes_first_and_from_the_global_generator() -> None:
     assert not torch.allclose(discriminator(x), logits)
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_augmentation_comes_from_the_generators_of_the_pictures() -> None:
+    plain, discriminator = make().eval(), make(augment=True).eval()
+    x = pictures()
+    before = torch.get_rng_state()
+    logits = discriminator(x, generators(1, 2), generators(3)[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(logits, plain(augment(x, draw(2, SIZE, SIZE, generators(1, 2)))))
+    assert not torch.allclose(discriminator(x, generators(2, 1)), logits)
+
+
+def test_the_crop_comes_from_the_shared_generator() -> None:
+    discriminator = make().eval()
+    pixels = (pictures(48, 48) + 1) / 2
+    before = torch.get_rng_state()
+    views = [discriminator.view(pixels, *generators(seed)) for seed in range(12)]
+    logits = discriminator(pictures(48, 48), generators(1, 2), *generators(4))
+    assert torch.equal(torch.get_rng_state(), before)
+    resized = make(crop_probability=0.0).view(pixels)
+    cropped = [view for view in views if not torch.equal(view, resized)]
+    assert 0 < len(cropped) < 12
+    assert any(not torch.equal(view, cropped[0]) for view in cropped)  # At different places.
+    for seed in range(12):  # Half of the pictures get the same view.
+        assert torch.equal(discriminator.view(pixels[1:], *generators(seed)), views[seed][1:])
+    torch.testing.assert_close(logits, discriminator.judge(discriminator.taps(views[4])))
+
+
 def test_a_batch_that_does_not_divide_is_an_error() -> None:
     with pytest.raises(LumitokError, match="9 pictures do not divide"):
         make()(pictures(batch=9))

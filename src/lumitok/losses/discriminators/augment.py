@@ -6,11 +6,14 @@ decoded pictures, each picture with its own draws.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lumitok.errors import LumitokError
 
 TRANSLATION = 0.125
 """Largest shift, as a share of the side."""
@@ -38,24 +41,34 @@ class AugmentDraws:
     """Column of its centre."""
 
 
-def draw(batch: int, height: int, width: int, generator: torch.Generator | None = None) -> AugmentDraws:
+def draw(
+    batch: int, height: int, width: int, generators: Sequence[torch.Generator] | None = None
+) -> AugmentDraws:
     """Draw an augmentation for each picture.
 
-    The numbers come from the CPU generator (the global one where none is given), so that they are
-    the same on every device.
+    The numbers come from CPU generators, so that they are the same on every device. With a generator a
+    picture they depend neither on the batch nor on the process that the picture is in.
 
     Args:
         batch: number of pictures.
         height: of the pictures, in pixels.
         width: of the pictures, in pixels.
-        generator: a CPU generator.
+        generators: one a picture; None: torch's global generator for all.
+
+    Raises:
+        LumitokError: there are more or fewer generators than pictures.
     """
+    if generators is not None and len(generators) != batch:
+        raise LumitokError(
+            f"{len(generators)} generators were given for {batch} pictures; give one a picture"
+        )
+    sources: Sequence[torch.Generator | None] = generators or [None] * batch
 
     def uniform() -> Tensor:
-        return torch.rand(batch, generator=generator)
+        return torch.cat([torch.rand(1, generator=source) for source in sources])
 
     def whole(low: int, high: int) -> Tensor:
-        return torch.randint(low, high, (batch,), generator=generator)
+        return torch.cat([torch.randint(low, high, (1,), generator=source) for source in sources])
 
     brightness, saturation, contrast = uniform() - 0.5, uniform() * 2.0, uniform() + 0.5
     rows, columns = int(height * TRANSLATION + 0.5), int(width * TRANSLATION + 0.5)

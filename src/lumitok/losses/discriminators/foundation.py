@@ -6,6 +6,8 @@ speaks of DINOv2; its released code has DINO ViT-S/16, which the recipes follow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +22,8 @@ from lumitok.losses.discriminators.head import DiscriminatorHead
 class FoundationDiscriminator(nn.Module):
     """Logits for every position of every layer that the frozen encoder gives.
 
-    Only the heads train. Random numbers (augmentation, crop) come from torch's global CPU generator.
+    Only the heads train. Random numbers come from CPU generators: the augmentation of a picture from its
+    own, the crop from one that the batch shares; where none are given, both from torch's global one.
     """
 
     def __init__(self, config: DiscriminatorConfig, *, load_weights: bool = True) -> None:
@@ -40,21 +43,28 @@ class FoundationDiscriminator(nn.Module):
             )
         self.heads = nn.ModuleList(DiscriminatorHead(channels) for channels in self.encoder.channels)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(
+        self,
+        pictures: Tensor,
+        generators: Sequence[torch.Generator] | None = None,
+        shared: torch.Generator | None = None,
+    ) -> Tensor:
         """Judge pictures.
 
         Args:
             pictures: (B, 3, H, W) in [-1, 1]. B is at most 8 or a multiple of 8.
+            generators: one a picture, for its augmentation.
+            shared: for the crop.
 
         Returns:
             (B, L) logits, L the positions of all layers together, layer after layer.
         """
         if self.config.augment:
             height, width = pictures.shape[-2:]
-            pictures = augment(pictures, draw(len(pictures), height, width))
-        return self.judge(self.taps(self.view((pictures + 1.0) / 2.0)))
+            pictures = augment(pictures, draw(len(pictures), height, width, generators))
+        return self.judge(self.taps(self.view((pictures + 1.0) / 2.0, shared)))
 
-    def view(self, pixels: Tensor) -> Tensor:
+    def view(self, pixels: Tensor, shared: torch.Generator | None = None) -> Tensor:
         """Bring pixels to the encoder's (input_size, input_size): a random crop or a resize.
 
         Where the picture is larger, a crop at one random place for the batch with probability
@@ -62,9 +72,10 @@ class FoundationDiscriminator(nn.Module):
         """
         size = self.config.input_size
         height, width = pixels.shape[-2:]
-        if min(height, width) > size and torch.rand(()).item() < self.config.crop_probability:
-            top = int(torch.randint(0, height - size + 1, ()))
-            left = int(torch.randint(0, width - size + 1, ()))
+        larger = min(height, width) > size
+        if larger and torch.rand((), generator=shared).item() < self.config.crop_probability:
+            top = int(torch.randint(0, height - size + 1, (), generator=shared))
+            left = int(torch.randint(0, width - size + 1, (), generator=shared))
             return pixels[..., top : top + size, left : left + size]
         if (height, width) == (size, size):
             return pixels

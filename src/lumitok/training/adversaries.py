@@ -1,0 +1,113 @@
+"""The discriminators of a run as one module, with what each of them says of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lumitok.config import LossConfig, Recipe
+from lumitok.foundation import frozen_prefixes
+from lumitok.losses.adversarial import (
+    hinge_discriminator,
+    hinge_generator,
+    least_squares_discriminator,
+    least_squares_generator,
+)
+from lumitok.losses.discriminators.foundation import FoundationDiscriminator
+from lumitok.losses.discriminators.patch import PatchDiscriminator
+from lumitok.losses.feature_matching import feature_matching
+
+Terms = dict[str, tuple[float, Tensor]]
+"""Name of a loss -> (weight, value)."""
+
+
+@dataclass
+class Judgement:
+    """What the discriminators say of a batch."""
+
+    foundation: Tensor | None
+    """Logits (B, L)."""
+    patch: list[list[Tensor]] | None
+    """A list a scale: features of each layer, then the logits."""
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a recipe; a stage asks those whose loss it weighs."""
+
+    def __init__(
+        self, foundation: FoundationDiscriminator | None = None, patch: PatchDiscriminator | None = None
+    ) -> None:
+        super().__init__()
+        self.foundation = foundation
+        self.patch = patch
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Discriminators | None:
+        """Build those that a stage of the recipe uses; None where no stage uses one."""
+        foundation = patch = None
+        if recipe.discriminator is not None and any(stage.losses.gan > 0 for stage in recipe.stages):
+            foundation = FoundationDiscriminator(recipe.discriminator)
+        if recipe.patch_discriminator is not None and any(s.losses.patchgan > 0 for s in recipe.stages):
+            patch = PatchDiscriminator(recipe.patch_discriminator)
+        return None if foundation is None and patch is None else cls(foundation, patch)
+
+    def set_trained(self, losses: LossConfig, on: bool) -> list[nn.Parameter]:
+        """Let gradients reach the parameters of the discriminators in use, or none; return those.
+
+        A frozen encoder's parameters are never among them.
+        """
+        frozen = frozen_prefixes(self)
+        used = {"foundation": losses.gan > 0, "patch": losses.patchgan > 0}
+        chosen = []
+        for name, parameter in self.named_parameters():
+            if name.startswith(frozen):
+                continue
+            wanted = used[name.split(".")[0]]
+            parameter.requires_grad_(on and wanted)
+            if wanted:
+                chosen.append(parameter)
+        return chosen
+
+    def forward(
+        self,
+        pictures: Tensor,
+        losses: LossConfig,
+        generators: Sequence[torch.Generator],
+        shared: torch.Generator,
+    ) -> Judgement:
+        """Judge pictures (B, 3, H, W) in [-1, 1]; ``generators``: one a picture, ``shared``: the batch's."""
+        foundation = patch = None
+        if self.foundation is not None and losses.gan > 0:
+            foundation = self.foundation(pictures, generators=generators, shared=shared)
+        if self.patch is not None and losses.patchgan > 0:
+            patch = self.patch(pictures)
+        return Judgement(foundation, patch)
+
+
+def discriminator_terms(real: Judgement, fake: Judgement) -> Terms:
+    """What the discriminators minimise: each its own loss, weight 1."""
+    terms: Terms = {}
+    if real.foundation is not None and fake.foundation is not None:
+        terms["discriminator"] = (1.0, hinge_discriminator(real.foundation, fake.foundation))
+    if real.patch is not None and fake.patch is not None:
+        logits = ([scale[-1] for scale in side.patch or ()] for side in (real, fake))
+        terms["patch_discriminator"] = (1.0, least_squares_discriminator(*logits))
+    return terms
+
+
+def generator_terms(fake: Judgement, real: Judgement | None, losses: LossConfig) -> Terms:
+    """What the generator minimises against them; ``real`` is needed for feature matching alone."""
+    terms: Terms = {}
+    if fake.foundation is not None:
+        terms["gan"] = (losses.gan, hinge_generator(fake.foundation))
+    if fake.patch is not None:
+        terms["patchgan"] = (losses.patchgan, least_squares_generator([scale[-1] for scale in fake.patch]))
+        if losses.feature_matching > 0:
+            assert real is not None
+            assert real.patch is not None
+            matching = feature_matching(real.patch, fake.patch)
+            terms["feature_matching"] = (losses.feature_matching, matching)
+    return terms

@@ -1,0 +1,116 @@
+"""Numbers that are not finite: found before they reach the weights, named, and never set to zero."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lumitok.errors import LumitokError
+
+FOLDER = "not-finite"
+
+
+@dataclass
+class Guard:
+    """Looks at every loss, gradient and weight of a run.
+
+    A step whose loss or gradient is not finite may be left out up to ``allowed`` times in a run; one
+    more raises a LumitokError. What was seen is written to ``not-finite/`` either way. All processes
+    see the same values, so all decide alike.
+    """
+
+    run: Path
+    rank: int
+    allowed: int
+    skipped: int = 0
+    """Steps left out so far."""
+    step: int = 0
+    batch: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def watch(self, step: int, pixels: list[Tensor], names: list[str]) -> None:
+        """Keep hold of the batch of the coming step: 8-bit pixels part by part, and the pictures' names."""
+        self.step, self.names = step, names
+        self.batch = {"pixels": torch.cat(pixels)} if pixels else {}
+
+    def passes(self, values: dict[str, float], network: nn.Module) -> bool:
+        """Whether a network may take its step: its losses and gradient norms are finite.
+
+        Raises:
+            LumitokError: they are not, for the last time allowed.
+        """
+        wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if wrong is None:
+            return True
+        found = _not_finite((name, p.grad) for name, p in network.named_parameters() if p.grad is not None)
+        self.skipped += 1
+        place = self._write(wrong, values, found)
+        if self.skipped > self.allowed:
+            left_out = f" after {self.allowed} steps left out" if self.allowed else ""
+            raise LumitokError(
+                f"'{wrong}' is {values[wrong]} at step {self.step}{left_out}{_listed(found)}; the last "
+                f"checkpoint is good, the batch is in {place}. Lower the learning rate, train in fp32 "
+                "(training.precision=fp32), set stages.N.clip_norm, or let the run leave out such steps "
+                "(training.skip_not_finite=10); then go on with --resume"
+            )
+        return False
+
+    def check_weights(self, network: nn.Module, parameters: list[nn.Parameter]) -> None:
+        """Raise a LumitokError where a step has made a weight infinite or not a number."""
+        largest = torch._foreach_norm([p.detach() for p in parameters], float("inf"))
+        if bool(torch.isfinite(torch.stack(largest)).all()):
+            return
+        found = _not_finite((name, p.detach()) for name, p in network.named_parameters())
+        place = self._write("weights", {}, found)
+        raise LumitokError(
+            f"step {self.step} made weights infinite or not a number{_listed(found)}; the last checkpoint is "
+            f"good, the batch is in {place}. Lower the learning rate, then go on with --resume"
+        )
+
+    def _write(self, term: str, values: dict[str, float], parameters: list[str]) -> Path:
+        folder = self.run / FOLDER / f"step-{self.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {
+            "term": term,
+            "values": {name: repr(value) for name, value in values.items()},
+            "parameters": parameters,
+            "pictures": self.names,
+        }
+        (folder / f"process-{self.rank}.json").write_text(json.dumps(said, indent=2) + "\n")
+        save_file(self.batch, folder / f"process-{self.rank}.safetensors")
+        return folder
+
+
+def part_of(name: str) -> str:
+    """The part of a network that a parameter belongs to: its first module, with its number in a list."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if rest and rest[0].isdigit() else first
+
+
+def gradient_norms(network: nn.Module, title: str) -> dict[str, Tensor]:
+    """L2 norm of a network's gradients, whole (``title``) and part by part (``title/PART``)."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            parts.setdefault(part_of(name), []).append(parameter.grad)
+    norms = {part: torch.nn.utils.get_total_norm(gradients) for part, gradients in parts.items()}
+    whole = torch.stack(list(norms.values())).norm() if norms else torch.zeros(())
+    return {title: whole} | {f"{title}/{part}": norm for part, norm in norms.items()}
+
+
+def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    return [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f" (parameters: {', '.join(names[:4])}{more})"

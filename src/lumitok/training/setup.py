@@ -1,0 +1,215 @@
+"""Setting a run up: its networks, its pictures, and where it begins."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration
+
+from lumitok.config import Recipe, load_recipe, save_recipe
+from lumitok.data import BadPictures, Pictures, open_pictures, split_holdout
+from lumitok.errors import LumitokError
+from lumitok.losses.discriminators.head import VIRTUAL_BATCH
+from lumitok.losses.equivariance import check_equivariance
+from lumitok.tokenizers import Tokenizer, build_tokenizer
+from lumitok.training.adversaries import Discriminators
+from lumitok.training.checkpoint import (
+    Best,
+    Place,
+    checkpoints,
+    load_best,
+    load_place,
+    load_tensors,
+    load_trained_state,
+)
+from lumitok.training.ema import EMA
+from lumitok.training.guards import Guard
+from lumitok.training.memory import keep_freed_memory
+from lumitok.training.objective import GeneratorObjective
+from lumitok.training.origin import take_over
+from lumitok.training.precision import choose_precision, default_device
+from lumitok.training.seeds import derive_seed
+from lumitok.training.steps import choose_trainable
+
+# Settings that may differ when a run is taken up again: they do not change what is learnt.
+_FREE_TRAINING = "log_every grid_every validate_every validation_images checkpoint_every keep best"
+_FREE_TRAINING += " skip_not_finite statistics_images bundle_encoder tracker"
+FREE = {"training": set(_FREE_TRAINING.split()), "data": {"workers", "bad_share"}}
+BAD_PICTURES = "bad-pictures.jsonl"
+
+
+@dataclass
+class Run:
+    """All that outlives a stage."""
+
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    tokenizer: Tokenizer
+    discriminators: Discriminators | None
+    objectives: list[GeneratorObjective]
+    """One a stage."""
+    ema: EMA
+    pictures: Pictures
+    held_out: dict[str, Pictures]
+    bad: BadPictures
+    guard: Guard
+    place: Place
+    best: Best | None
+    taken_up: Path | None
+    """The checkpoint to go on from, until its optimizers are read."""
+    began: str
+    """Half a sentence for people: what the weights were at the beginning."""
+
+
+def start_run(recipe: Recipe, resume: bool) -> Run:
+    """Build everything and put it where the run begins or is taken up."""
+    training = recipe.training
+    if training.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise LumitokError("training.tracker is wandb, which is not installed: pip install 'lumitok[wandb]'")
+    folder = Path(recipe.out or f"runs/{recipe.name}")
+    accelerator = _accelerator(recipe, folder)
+    taken_up = _take_up(folder, recipe, resume)
+    _check_batches(recipe, accelerator.num_processes)
+    pictures, held_out = _open_data(recipe)
+    torch.manual_seed(derive_seed(training.seed))
+    tokenizer = build_tokenizer(recipe.model).to(accelerator.device)
+    # Channels last is the layout that bfloat16 kernels want, and 1x1 convolutions on any processor.
+    tokenizer.to(memory_format=torch.channels_last)
+    discriminators = Discriminators.of(recipe)
+    if discriminators is not None:
+        discriminators.to(accelerator.device)
+        if discriminators.patch is not None:
+            discriminators.patch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_transforms(recipe, tokenizer)
+    # Every stage's losses and patterns are looked at now, so that no later stage stops for want of a file.
+    objectives: list[GeneratorObjective] = []
+    for stage in recipe.stages:
+        objectives.append(GeneratorObjective(stage.losses, objectives).to(accelerator.device))
+    for stage in recipe.stages:
+        choose_trainable(tokenizer, stage)
+    place, began = Place(), "from random weights"
+    average = None
+    if taken_up is not None:
+        saved = taken_up / "training"
+        place, began = load_place(saved), f"going on from {taken_up}"
+        generator = load_tensors(saved / "generator.safetensors", accelerator.device)
+        load_trained_state(tokenizer, generator, taken_up)
+        if discriminators is not None:
+            state = load_tensors(saved / "discriminator.safetensors", accelerator.device)
+            load_trained_state(discriminators, state, taken_up)
+        average = load_tensors(saved / "ema.safetensors", accelerator.device)
+    elif recipe.start:
+        place, average, began = take_over(recipe.start, tokenizer, discriminators)
+    ema = EMA(tokenizer, tokenizer.trainable_names(), training.ema_half_life, training.ema_ramp)
+    if average is not None:
+        ema.load(average)
+    rank = accelerator.process_index
+    main = accelerator.is_main_process
+    bad = BadPictures(len(pictures), recipe.data.bad_share, folder / BAD_PICTURES, write=main)
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, folder / "recipe.yaml")
+    if training.tracker != "none":
+        accelerator.init_trackers("log" if training.tracker == "tensorboard" else "lumitok")
+    return Run(
+        recipe=recipe,
+        folder=folder,
+        accelerator=accelerator,
+        tokenizer=tokenizer,
+        discriminators=discriminators,
+        objectives=objectives,
+        ema=ema,
+        pictures=pictures,
+        held_out=held_out,
+        bad=bad,
+        guard=Guard(folder, rank, training.skip_not_finite, place.skipped),
+        place=place,
+        best=load_best(folder),
+        taken_up=taken_up,
+        began=began,
+    )
+
+
+def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    device = default_device()
+    precision = choose_precision(recipe.training.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return Accelerator(
+        mixed_precision="bf16" if precision.dtype == torch.bfloat16 else "no",
+        cpu=device.type == "cpu",
+        log_with=None if recipe.training.tracker == "none" else recipe.training.tracker,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
+        # Spectral norms evolve alike on every process; broadcasting them would break the two passes.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _take_up(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
+    """Find the checkpoint to go on from, and see that it belongs to this recipe."""
+    found = checkpoints(folder)
+    if not found:
+        return None
+    if not resume:
+        raise LumitokError(
+            f"{folder} holds a run already; go on with --resume, or choose another folder with out="
+        )
+    saved = load_recipe(str(found[-1] / "recipe.yaml"))
+    for section in type(recipe).model_fields:
+        old, new = getattr(saved, section), getattr(recipe, section)
+        if section in FREE:
+            old, new = (value.model_dump(exclude=FREE[section]) for value in (old, new))
+        if section not in ("name", "about", "out") and old != new:
+            raise LumitokError(
+                f"the run in {folder} was started with another '{section}'; resume it with the recipe "
+                f"{folder / 'recipe.yaml'}, or start a new run with out="
+            )
+    return found[-1]
+
+
+def _check_batches(recipe: Recipe, world: int) -> None:
+    """See that every stage's batch divides as it must."""
+    parts = recipe.training.accumulation
+    for stage in recipe.stages:
+        share, rest = divmod(stage.batch_size, parts * world)
+        if rest:
+            raise LumitokError(
+                f"stage '{stage.name}': batch_size {stage.batch_size} does not divide among {world} "
+                f"processes and {parts} accumulated parts"
+            )
+        if stage.losses.adversarial and share % -(-share // VIRTUAL_BATCH):
+            raise LumitokError(
+                f"stage '{stage.name}': the discriminators normalise in equal groups of at most "
+                f"{VIRTUAL_BATCH} pictures, and {share} pictures (a process, a part) do not divide so; make "
+                f"it a multiple of {VIRTUAL_BATCH}"
+            )
+
+
+def _check_transforms(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """See that every drawn size is one that the tokenizer can take."""
+    size = recipe.model.image_size
+    for stage in recipe.stages:
+        if stage.equivariance is not None:
+            latent = size // recipe.model.downsampling
+            check_equivariance(stage.equivariance, size, tokenizer.size_multiple, latent)
+
+
+def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures]]:
+    data = recipe.data
+    if not data.train:
+        raise LumitokError("this recipe names no pictures; add data.train=FOLDER_OR_ZIP")
+    pictures = open_pictures(Path(data.train), min_side=data.min_side)
+    held_out: dict[str, Pictures] = {}
+    if isinstance(data.validation, dict):
+        held_out = {name: open_pictures(Path(path)) for name, path in data.validation.items()}
+    elif data.validation:
+        held_out = {"": open_pictures(Path(data.validation))}
+    elif data.holdout:
+        pictures, rest = split_holdout(pictures, data.holdout, data.holdout_seed)
+        held_out = {"": rest}
+    return pictures, held_out
