@@ -48,7 +48,7 @@ def test_version() -> None:
 
 def test_help_names_every_verb() -> None:
     text = run("--help")
-    for verb in ("demo", "doctor", "recipes", "show", "info", "train", "reconstruct"):
+    for verb in ("demo", "doctor", "recipes", "show", "info", "train", "reconstruct", "import-weights"):
         assert f" {verb} " in text
 
 

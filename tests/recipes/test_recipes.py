@@ -56,6 +56,7 @@ def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
         tree["discriminator"] |= {"encoder": tiny(tree["discriminator"]["encoder"]), "input_size": 32}
     for stage in tree["stages"]:
         stage |= {"images": 2, "batch_size": 2}
+        stage["losses"]["gan_from"] = 0
         if stage["trainable"] != ["*"]:  # The tiny decoder has fewer blocks.
             stage["trainable"] = ["blocks.3.*"]
         if stage["equivariance"] is not None:  # And its grids are not cut to a quarter.

@@ -65,11 +65,12 @@ def test_a_run_that_is_killed_three_times_ends_as_one_that_was_not(recipe: Recip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     # Moments: just after a checkpoint's folder was begun, in the middle of steps, in the second stage.
     for moment in (lambda: checkpoints(run), lambda: _step(run) >= 6, lambda: _step(run) >= 12):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        with (tmp_path / "said").open("w") as said:
+            process = subprocess.Popen(command, env=environment, stderr=said)
         deadline = time.monotonic() + 120
         while not moment() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, (tmp_path / "said").read_text()
         process.kill()
         process.wait()
     train(long, resume=True)

@@ -187,8 +187,8 @@ def load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     """Read tensors written by :func:`save_tensors`."""
     if not path.is_file():
         raise LumitokError(f"{path} is missing from the checkpoint; resume from another, or start anew")
-    state: dict[str, Tensor] = load_file(path, device=str(device))
-    return state
+    # By way of the processor: several processes name it cpu:0, which safetensors does not know.
+    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

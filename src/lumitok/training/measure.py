@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from lumitok.data import BadPicture, Pictures, validation_batches
+from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import ReconstructionQuality
 from lumitok.losses.vf import vf_loss
 from lumitok.tokenizers import Tokenizer
@@ -45,7 +46,7 @@ def held_out_quality(
     if accelerator is not None:
         share = share.subset(range(accelerator.process_index, len(share), accelerator.num_processes))
     size = tokenizer.config.image_size
-    for pixels in validation_batches(share, size, batch_size, report=bad.append) if len(share) else ():
+    for pixels in _readable(share, size, batch_size, bad):
         target = to_pictures(pixels, tokenizer.device)
         with torch.no_grad():
             output = tokenizer(target, sample_posterior=False)
@@ -60,6 +61,17 @@ def held_out_quality(
         quality, sums, bad = _merged(gather_object([(quality, sums, bad)]))
     results = dict(quality.results())
     return results | {name: math.fsum(values) / len(values) for name, values in sums.items()}, bad
+
+
+def _readable(pictures: Pictures, size: int, batch_size: int, bad: list[BadPicture]) -> Iterator[Tensor]:
+    """Batches of the pictures that can be read; the others go to ``bad``."""
+    try:
+        yield from validation_batches(pictures, size, batch_size, report=bad.append)
+    except LumitokError:
+        # One process's share may be all bad, or empty: the others' still counts, and if nothing does,
+        # all processes say so together.
+        if len(bad) < len(pictures):
+            raise
 
 
 def _merged(

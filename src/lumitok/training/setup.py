@@ -75,7 +75,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
     accelerator = _accelerator(recipe, folder)
     taken_up = _take_up(folder, recipe, resume)
     _check_batches(recipe, accelerator.num_processes)
-    pictures, held_out = _open_data(recipe)
+    pictures, held_out, listed = _open_data(recipe)
     torch.manual_seed(derive_seed(training.seed))
     tokenizer = build_tokenizer(recipe.model).to(accelerator.device)
     # Channels last is the layout that bfloat16 kernels want, and 1x1 convolutions on any processor.
@@ -110,7 +110,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         ema.load(average)
     rank = accelerator.process_index
     main = accelerator.is_main_process
-    bad = BadPictures(len(pictures), recipe.data.bad_share, folder / BAD_PICTURES, write=main)
+    bad = BadPictures(listed, recipe.data.bad_share, folder / BAD_PICTURES, write=main)
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, folder / "recipe.yaml")
@@ -199,11 +199,13 @@ def _check_transforms(recipe: Recipe, tokenizer: Tokenizer) -> None:
             check_equivariance(stage.equivariance, size, tokenizer.size_multiple, latent)
 
 
-def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures]]:
+def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures], int]:
+    """Pictures to train on, those held out by name, and how many the training folder lists."""
     data = recipe.data
     if not data.train:
         raise LumitokError("this recipe names no pictures; add data.train=FOLDER_OR_ZIP")
     pictures = open_pictures(Path(data.train), min_side=data.min_side)
+    listed = len(pictures) + len(pictures.unreadable)
     held_out: dict[str, Pictures] = {}
     if isinstance(data.validation, dict):
         held_out = {name: open_pictures(Path(path)) for name, path in data.validation.items()}
@@ -212,4 +214,4 @@ def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures]]:
     elif data.holdout:
         pictures, rest = split_holdout(pictures, data.holdout, data.holdout_seed)
         held_out = {"": rest}
-    return pictures, held_out
+    return pictures, held_out, listed

@@ -163,7 +163,7 @@ def _note_bad(run: Run, journal: Journal, found: list[BadPicture]) -> None:
             return
         found = gather_object(found)
     for picture in run.bad.add(found):
-        journal.say(f"left out '{picture.name}': {picture.reason} ({len(run.bad)} of {len(run.pictures)})")
+        journal.say(f"left out {picture.name!r}: {picture.reason} ({len(run.bad)} of {run.bad.total})")
 
 
 def _introduce(run: Run, journal: Journal) -> None:
@@ -269,7 +269,7 @@ def _measure(run: Run, journal: Journal, stage: StageConfig) -> bool:
                 accelerator=run.accelerator,
             )
             for picture in bad:
-                journal.say(f"held out, but left out: '{picture.name}': {picture.reason}")
+                journal.say(f"not measured, though held out: {picture.name!r}: {picture.reason}")
             scores.append(found.get(training.best, 0.0))
             values |= {f"{name}/{key}" if name else key: value for key, value in found.items()}
     journal.record(run.place, stage.name, "validation", values)
