@@ -44,5 +44,5 @@ $(UV):
 
 $(READY): requirements.txt pyproject.toml Makefile | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements.txt -e .
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements.txt -e .
 	@touch $@

@@ -213,3 +213,27 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, sentence: str) -> N
         load_recipe(write(tmp_path, text))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("chain: []", "'chain' is a list of recipes"),
+        ("chain: vfm-vae/demo", "'chain' is a list of recipes"),
+        ("chain: [vfm-vae/demo]\nbase: vfm-vae/demo", "both 'base' and 'chain'"),
+        ("chain: [vfm-vae/demos]", "did you mean 'vfm-vae/demo'"),
+    ],
+)
+def test_a_chain_that_is_none_says_why(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(LumitokError, match=said):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_a_chain_takes_changes_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "chain: [vfm-vae/demo, vfm-vae/demo]\nstages: {2: {images: 80}}\nabout: twice"
+    )
+    recipe = load_recipe(str(tmp_path / "r.yaml"))
+    assert [stage.images for stage in recipe.stages] == [5600, 480, 80, 480]
+    assert recipe.about == "twice"

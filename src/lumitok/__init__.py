@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from lumitok.data.latents import LatentSpec
     from lumitok.errors import LumitokError
     from lumitok.foundation import FoundationEncoder
-    from lumitok.tokenizers import VFMVAE, Tokenizer
+    from lumitok.tokenizers import VFMVAE, FrozenLDM, Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["VFMVAE", "FoundationEncoder", "LatentSpec", "LumitokError", "Tokenizer", "__version__"]
+__all__ = [
+    "VFMVAE",
+    "FoundationEncoder",
+    "FrozenLDM",
+    "LatentSpec",
+    "LumitokError",
+    "Tokenizer",
+    "__version__",
+]
 
 _HOME = {
     "FoundationEncoder": "lumitok.foundation",
+    "FrozenLDM": "lumitok.tokenizers",
     "LatentSpec": "lumitok.data.latents",
     "LumitokError": "lumitok.errors",
     "Tokenizer": "lumitok.tokenizers",

@@ -4,7 +4,8 @@ A recipe is YAML: it names a model, its data, its discriminator and the stages o
 Every key is a field below, with its meaning and its unit; an unknown key or a wrong value is a
 :class:`~lumitok.errors.LumitokError` that names the key, the nearest right one and the file.
 
-This module imports neither torch nor a model, so that the command line stays quick.
+This module imports neither torch nor a model, so that the command line stays quick. It is long because
+every key of a recipe stands here, in one place.
 """
 
 from __future__ import annotations
@@ -417,7 +418,7 @@ class StageConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The engine's settings: nothing here changes what is learnt, apart from seed and precision."""
+    """The engine's settings; seed, precision, accumulation and the average's change what is learnt."""
 
     seed: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,44 @@ def test_each_recipe_takes_a_step_at_a_tiny_size(
     losses = recipe.stages[0].losses
     for term in ("lpips", "vf", "gan", "multi_resolution_l1"):
         assert (term in values) == (getattr(losses, term) > 0), term
+
+
+# The paper's Tables 8 to 10 and the released configurations: what differs between the four stages.
+STAGES = {
+    "1-strong-alignment": (
+        20_000_000,
+        1e-4,
+        {"l1": 1, "lpips": 10, "multi_resolution_l1": 0.1, "kl": 1e-6, "vf": 5},
+    ),
+    "2-weak-alignment": (20_000_000, 1e-4, {"l1": 1, "lpips": 10, "kl": 1e-6, "vf": 1}),
+    "3-ssim": (1_000_000, 5e-5, {"l1": 1, "lpips": 2, "ssim": 1}),
+    "4-patchgan": (3_000_000, 5e-5, {"patchgan": 1, "feature_matching": 10}),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_papers_stages_have_the_papers_numbers(name: str) -> None:
+    images, rate, weights = STAGES[name]
+    (stage,) = load_recipe(f"vfm-vae/imagenet256/{name}").stages
+    assert (stage.images, stage.batch_size) == (images, 512)
+    assert (stage.generator_lr, stage.discriminator_lr, stage.betas) == (rate, rate, (0.0, 0.99))
+    keys = ["l1", "lpips", "ssim", "multi_resolution_l1", "kl", "vf", "gan", "patchgan", "feature_matching"]
+    keys += ["feature_distance"]
+    assert {k: getattr(stage.losses, k) for k in keys if getattr(stage.losses, k)} == {**weights, "gan": 1}
+    assert stage.losses.vf_adaptive
+    assert (stage.losses.vf_distance_margin, stage.losses.vf_cosine_margin) == (0, 0)
+    assert (stage.equivariance is None) == (name == "4-patchgan")
+    assert stage.losses.multi_resolution_until == (5_000_000 if name == "1-strong-alignment" else None)
+
+
+def test_all_four_in_one_are_the_four() -> None:
+    four = [load_recipe(f"vfm-vae/imagenet256/{name}") for name in STAGES]
+    joined = load_recipe("vfm-vae/imagenet256/all")
+    assert joined.stages == [stage for recipe in four for stage in recipe.stages]
+    assert joined.start == four[0].start == ""
+    for before, after in itertools.pairwise(four):
+        assert after.start == f"runs/{before.name}"
+        assert after.model == before.model == joined.model
+        assert after.training == before.training == joined.training
+        assert after.discriminator == before.discriminator == joined.discriminator
+    assert joined.patch_discriminator == four[-1].patch_discriminator

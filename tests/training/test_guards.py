@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from lumitok.config import Recipe
 from lumitok.errors import LumitokError
 from lumitok.losses.kl import kl
-from lumitok.training import guards, train
+from lumitok.training import guards, steps, train
 from lumitok.training.checkpoint import checkpoints, load_place
 from lumitok.training.steps import StageState
 from tests.training.compare import changed, everything, history
@@ -34,17 +36,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_it_and_writes_the_batch(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {4})
-    with pytest.raises(LumitokError, match=r"'kl' is nan at step 4.*last checkpoint is good"):
+    with pytest.raises(LumitokError, match=r"'kl' is nan at step 4.*last good checkpoint is .*step-00000002"):
         train(recipe)
     run = Path(recipe.out)
     assert [path.name for path in checkpoints(run)] == ["step-00000002"]
-    said = json.loads((run / guards.FOLDER / "step-00000004" / "process-0.json").read_text())
+    said = json.loads((run / guards.FOLDER / "step-00000004" / "generator-0.json").read_text())
     assert said["term"] == "kl"
     assert said["values"]["kl"] == "nan"
     assert any(name.startswith("fuse.") for name in said["parameters"])
     assert not any(name.startswith("vf_head.") for name in said["parameters"])  # KL does not reach it.
     assert len(said["pictures"]) == 4
-    pixels = load_file(run / guards.FOLDER / "step-00000004" / "process-0.safetensors")["pixels"]
+    pixels = load_file(run / guards.FOLDER / "step-00000004" / "batch-0.safetensors")["pixels"]
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (4, 3, 32, 32)
     good = everything(run / "checkpoints" / "step-00000002")
@@ -66,7 +68,7 @@ def test_a_gradient_that_is_not_finite_is_found_though_every_loss_is(
     monkeypatch.setattr("lumitok.training.objective.kl", lambda mean, logvar: Sick.apply(kl(mean, logvar)))
     with pytest.raises(LumitokError, match=r"'generator_gradient' is nan at step 1 \(parameters: proj"):
         train(recipe)
-    said = json.loads((Path(recipe.out) / guards.FOLDER / "step-00000001" / "process-0.json").read_text())
+    said = json.loads((Path(recipe.out) / guards.FOLDER / "step-00000001" / "generator-0.json").read_text())
     assert {name.split(".")[0] for name in said["parameters"]} == {"projections", "fuse"}
 
 
@@ -162,3 +164,35 @@ def test_clipping_bounds_the_step_but_the_log_shows_the_norm_as_it_came(
     logged, plain = (history(run)[0]["values"]["generator_gradient"] for run in (clipped, free))
     assert logged > 1e-2
     assert logged == pytest.approx(plain, rel=0.5)
+
+
+def test_a_step_in_which_both_networks_fail_is_one_step_left_out(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"count": 0}
+    real = steps.reconstruct
+
+    def sick(*arguments: Any) -> Any:
+        output = real(*arguments)
+        calls["count"] += 1
+        return replace(output, sample=output.sample * float("nan")) if calls["count"] == 3 else output
+
+    monkeypatch.setattr(steps, "reconstruct", sick)
+    run = train(changed(recipe, training__skip_not_finite=1))
+    assert load_place(run / "checkpoints/step-00000006/training").skipped == 1
+    said = {path.name for path in (run / guards.FOLDER / "step-00000003").iterdir()}
+    assert said == {"discriminators-0.json", "generator-0.json", "batch-0.safetensors"}
+
+
+def test_a_run_that_broke_goes_on_with_the_settings_that_the_message_names(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        poison(patch, {4})
+        with pytest.raises(LumitokError, match=r"stages\.N\.generator_lr"):
+            train(recipe)
+    mended = changed(recipe, stages__0__generator_lr=1e-4, stages__0__clip_norm=1.0)
+    run = train(changed(mended, training__skip_not_finite=3), resume=True)
+    assert [path.name for path in checkpoints(run)][-1] == "step-00000006"
+    said = capsys.readouterr().err
+    assert "with stages.0.clip_norm None -> 1.0, stages.0.generator_lr 0.001 -> 0.0001" in said

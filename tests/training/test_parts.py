@@ -20,7 +20,7 @@ from lumitok.training.checkpoint import Place
 from lumitok.training.ema import EMA
 from lumitok.training.journal import Journal
 from lumitok.training.measure import to_pictures
-from lumitok.training.seeds import derive_seed, seed_step
+from lumitok.training.seeds import Draw, StepDraws, derive_seed, seed_step
 from lumitok.training.steps import learning_rate_factor
 
 
@@ -101,3 +101,30 @@ def test_speed_counts_the_steps_and_not_the_pauses(tmp_path: Path, monkeypatch: 
         journal.record(Place(step=4, images=40), "s", "train", {})
     speeds = [record["values"]["images_per_second"] for record in read_history(tmp_path / "history.jsonl")]
     assert speeds == [5.0, 4.0]
+
+
+def drawn(draws: StepDraws, use: Draw) -> list[float]:
+    return [float(torch.rand((), generator=generator)) for generator in draws.pictures(use)]
+
+
+def test_what_is_drawn_for_a_picture_does_not_depend_on_who_draws_it() -> None:
+    whole = drawn(StepDraws(0, 1, 5, first=0, count=8), Draw.POSTERIOR)
+    halves = [drawn(StepDraws(0, 1, 5, first, 4), Draw.POSTERIOR) for first in (0, 4)]
+    assert halves[0] + halves[1] == whole
+    assert len(set(whole)) == 8
+
+
+@pytest.mark.parametrize("other", [(1, 1, 5), (0, 2, 5), (0, 1, 6)])
+def test_draws_differ_by_seed_stage_step_and_use(other: tuple[int, int, int]) -> None:
+    draws = StepDraws(0, 1, 5, first=0, count=4)
+    assert not set(drawn(draws, Draw.REAL)) & set(drawn(StepDraws(*other, 0, 4), Draw.REAL))
+    assert not set(drawn(draws, Draw.REAL)) & set(drawn(draws, Draw.FAKE))
+
+
+def test_what_all_pictures_share_is_the_same_on_every_process() -> None:
+    first, second = (StepDraws(0, 1, 5, first, 4) for first in (0, 4))
+    for use in Draw:
+        one, two = (float(torch.rand((), generator=draws.shared(use))) for draws in (first, second))
+        assert one == two
+        assert first.numpy(use).random() == second.numpy(use).random()
+        assert one not in drawn(first, use)

@@ -104,7 +104,7 @@ def _assert_close_history(ours: list[dict[str, Any]], theirs: list[dict[str, Any
 
 
 def test_every_process_names_its_own_pictures(both: Recipe, tmp_path: Path) -> None:
-    # A batch that breaks is written by each process: together they hold the whole batch, no picture twice.
+    # A batch that breaks is written by each process, each its own share.
     broken = changed(both, out=str(tmp_path / "broken"), training__accumulation=1)
     first = broken.stages[0].model_dump() | {"batch_size": 16, "generator_lr": 1e38}
     broken, path = changed(broken, stages=[first]), tmp_path / "broken.yaml"
@@ -117,9 +117,9 @@ def test_every_process_names_its_own_pictures(both: Recipe, tmp_path: Path) -> N
         timeout=400,
     )
     assert done.returncode != 0
-    assert "is good" in done.stderr, done.stderr
+    assert "the last good checkpoint is" in done.stderr, done.stderr
     (folder,) = (Path(broken.out) / "not-finite").iterdir()
-    said = [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(2)]
+    said = [json.loads((folder / f"discriminators-{rank}.json").read_text()) for rank in range(2)]
     assert [len(one["pictures"]) for one in said] == [8, 8]
     assert said[0]["term"] == said[1]["term"]
     assert said[0]["pictures"] != said[1]["pictures"]

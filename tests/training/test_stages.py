@@ -162,3 +162,30 @@ def test_a_scale_that_fits_no_grid_is_refused_before_the_run_begins(four: Recipe
     with pytest.raises(LumitokError, match=r"latent_scales: 0\.3 brings the latent's side"):
         train(changed(four, stages=[stage]))
     assert not Path(four.out).exists()
+
+
+def test_an_unfinished_run_is_no_start_unless_its_checkpoint_is_named(four: Recipe, tmp_path: Path) -> None:
+    one = changed(four, stages=[four.stages[0].model_dump()], patch_discriminator=None)
+    run = train(changed(one, training__checkpoint_every=1))
+    shutil.rmtree(run / "checkpoints/step-00000002")
+    after = changed(one, start=str(run), out=str(tmp_path / "after"))
+    with pytest.raises(
+        LumitokError, match="is at step 1 of 2; finish it with --resume, or name the checkpoint"
+    ):
+        train(after)
+    train(changed(after, start=str(run / "checkpoints/step-00000001")))
+
+
+def test_a_run_is_not_taken_up_with_other_pictures_or_another_encoder(four: Recipe, tmp_path: Path) -> None:
+    one = changed(four, stages=[four.stages[0].model_dump()], patch_discriminator=None)
+    run = train(changed(one, training__checkpoint_every=1))
+    shutil.rmtree(run / "checkpoints/step-00000002")
+    folder = Path(one.data.train)
+    shutil.copy(folder / "00.png", folder / "new.png")
+    with pytest.raises(LumitokError, match=r"the pictures changed since .*8 with names .* then, 9 with"):
+        train(one, resume=True)
+    (folder / "new.png").unlink()
+    weights = load_file(tmp_path / "encoder.safetensors")
+    save_file({name: tensor + 0.1 for name, tensor in weights.items()}, tmp_path / "encoder.safetensors")
+    with pytest.raises(LumitokError, match="the encoder encoder changed since"):
+        train(one, resume=True)

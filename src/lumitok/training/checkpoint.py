@@ -100,6 +100,8 @@ def write_checkpoint(run: Path, step: int, fill: Callable[[Path], None]) -> Path
         LumitokError: the disk is full or fails; the checkpoints from before are untouched.
     """
     whole = run / "checkpoints" / _name(step)
+    if whole.is_dir():  # The same step of the same run is the same checkpoint.
+        return whole
     partial = whole.with_name(f"{whole.name}.partial")
     try:
         for old in whole.parent.glob("*.partial"):  # Left by a run that was killed.
@@ -107,8 +109,6 @@ def write_checkpoint(run: Path, step: int, fill: Callable[[Path], None]) -> Path
         (partial / "training").mkdir(parents=True)
         fill(partial)
         _to_disk(partial)
-        if whole.exists():  # Only a run taken up at an older step writes one again.
-            _remove(whole)
         partial.rename(whole)
         _flush(whole.parent)
     except (OSError, SafetensorError) as error:
@@ -137,10 +137,15 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def is_full(error: Exception) -> bool:
+    """Whether an error says that there is no more room on the disk."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(sign in str(error) for sign in ("No space left", "File too large", "quota"))
+
+
 def _cannot_write(run: Path, step: int, error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno in _FULL
-    full = full or any(sign in str(error) for sign in ("No space left", "File too large", "quota"))
-    what = "the disk is full" if full else f"the disk failed ({error})"
+    what = "the disk is full" if is_full(error) else f"the disk failed ({error})"
     kept = checkpoints(run)
     last = f"the last whole one is {kept[-1]}" if kept else "there is none yet"
     return (
@@ -176,6 +181,22 @@ def save_place(folder: Path, place: Place) -> None:
 def load_place(folder: Path) -> Place:
     """Read where the run stood."""
     return Place(**json.loads((folder / "place.json").read_text()))
+
+
+def save_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Write what a run must find again to go on: its pictures and its frozen encoders."""
+    (folder / "identity.json").write_text(json.dumps(identity, indent=2) + "\n")
+
+
+def check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise a LumitokError where pictures or frozen encoders are not those of the checkpoint."""
+    saved = json.loads((folder / "identity.json").read_text())
+    for name, value in identity.items():
+        if name in saved and saved[name] != value:
+            raise LumitokError(
+                f"{name} changed since {folder.parent} was written: {saved[name]} then, {value} now; put the "
+                "old ones back, or begin a new run from its weights with start="
+            )
 
 
 def save_tensors(path: Path, state: dict[str, Tensor]) -> None:

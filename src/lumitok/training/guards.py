@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lumitok.errors import LumitokError
+from lumitok.training.checkpoint import checkpoints
 
 FOLDER = "not-finite"
 
@@ -34,14 +35,18 @@ class Guard:
     step: int = 0
     batch: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    _counted: int = -1
+    """The last step that was counted: two networks that fail in one step are one step left out."""
 
     def watch(self, step: int, pixels: list[Tensor], names: list[str]) -> None:
         """Keep hold of the batch of the coming step: 8-bit pixels part by part, and the pictures' names."""
         self.step, self.names = step, names
         self.batch = {"pixels": torch.cat(pixels)} if pixels else {}
 
-    def passes(self, values: dict[str, float], network: nn.Module) -> bool:
+    def passes(self, values: dict[str, float], network: nn.Module, title: str) -> bool:
         """Whether a network may take its step: its losses and gradient norms are finite.
+
+        ``title`` names the network in what is written: ``generator`` or ``discriminators``.
 
         Raises:
             LumitokError: they are not, for the last time allowed.
@@ -50,15 +55,16 @@ class Guard:
         if wrong is None:
             return True
         found = _not_finite((name, p.grad) for name, p in network.named_parameters() if p.grad is not None)
-        self.skipped += 1
-        place = self._write(wrong, values, found)
+        self.skipped += self.step != self._counted
+        self._counted = self.step
+        place = self._write(title, wrong, values, found)
         if self.skipped > self.allowed:
             left_out = f" after {self.allowed} steps left out" if self.allowed else ""
             raise LumitokError(
-                f"'{wrong}' is {values[wrong]} at step {self.step}{left_out}{_listed(found)}; the last "
-                f"checkpoint is good, the batch is in {place}. Lower the learning rate, train in fp32 "
-                "(training.precision=fp32), set stages.N.clip_norm, or let the run leave out such steps "
-                "(training.skip_not_finite=10); then go on with --resume"
+                f"'{wrong}' is {values[wrong]} at step {self.step}{left_out}{_listed(found)}; "
+                f"{self._checkpoint()}; the batch is in {place}. Go on with --resume and a lower "
+                "stages.N.generator_lr, training.precision=fp32, stages.N.clip_norm=1, or "
+                "training.skip_not_finite=10 to leave out such steps"
             )
         return False
 
@@ -68,13 +74,17 @@ class Guard:
         if bool(torch.isfinite(torch.stack(largest)).all()):
             return
         found = _not_finite((name, p.detach()) for name, p in network.named_parameters())
-        place = self._write("weights", {}, found)
+        place = self._write("weights", "weights", {}, found)
         raise LumitokError(
-            f"step {self.step} made weights infinite or not a number{_listed(found)}; the last checkpoint is "
-            f"good, the batch is in {place}. Lower the learning rate, then go on with --resume"
+            f"step {self.step} made weights infinite or not a number{_listed(found)}; {self._checkpoint()}; "
+            f"the batch is in {place}. Go on with --resume and a lower stages.N.generator_lr"
         )
 
-    def _write(self, term: str, values: dict[str, float], parameters: list[str]) -> Path:
+    def _checkpoint(self) -> str:
+        found = checkpoints(self.run)
+        return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+
+    def _write(self, title: str, term: str, values: dict[str, float], parameters: list[str]) -> Path:
         folder = self.run / FOLDER / f"step-{self.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         said = {
@@ -83,8 +93,8 @@ class Guard:
             "parameters": parameters,
             "pictures": self.names,
         }
-        (folder / f"process-{self.rank}.json").write_text(json.dumps(said, indent=2) + "\n")
-        save_file(self.batch, folder / f"process-{self.rank}.safetensors")
+        (folder / f"{title}-{self.rank}.json").write_text(json.dumps(said, indent=2) + "\n")
+        save_file(self.batch, folder / f"batch-{self.rank}.safetensors")
         return folder
 
 

@@ -11,7 +11,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """While it is entered, the first SIGTERM or Ctrl-C only sets ``asked``; a second one acts at once.
+    """While it is entered, SIGTERM and the first Ctrl-C only set ``asked``; a second Ctrl-C acts at once.
+
+    A scheduler and a launcher often signal the same process twice, so more SIGTERMs change nothing.
 
     The loop looks at ``asked`` between steps, saves, and leaves with ``128 + number`` as shells do.
     """
@@ -32,7 +34,8 @@ class Interruption:
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self.asked = signal.Signals(number)
-        self._restore()
+        if number == signal.SIGINT and number in self._before:
+            signal.signal(number, self._before.pop(signal.SIGINT))
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

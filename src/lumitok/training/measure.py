@@ -93,9 +93,9 @@ def example_pictures(sets: dict[str, Pictures], size: int, count: int) -> Tensor
     found = [
         pixels
         for pictures in sets.values()
-        for pixels in validation_batches(_evenly(pictures, share), size, share, report=_pass_over)
+        for pixels in _readable(_evenly(pictures, share), size, share, [])
     ]
-    return torch.cat(found)[:count]
+    return torch.cat(found)[:count] if found else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
 
 def measure_latents(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from torch import Tensor
 
+from lumitok.config import load_recipe
 from lumitok.errors import LumitokError
 from lumitok.tokenizers import Tokenizer
 from lumitok.tokenizers.base import WEIGHTS, find_tokenizer
@@ -46,6 +48,8 @@ def take_over(
         )
     found = checkpoints(folder)
     source = found[-1] if found else folder
+    if found:
+        _check_finished(folder, source)
     opened = find_tokenizer(source)
     _check_encoder(tokenizer, opened)
     device = tokenizer.device
@@ -76,10 +80,19 @@ def take_over(
     return place, average, f"starting from {source} ({taken}; {before.images} images seen)"
 
 
+def _check_finished(run: Path, last: Path) -> None:
+    """Raise where a run has stages or steps to go."""
+    stages, place = load_recipe(str(last / "recipe.yaml")).stages, load_place(last / "training")
+    steps = [stage.images // stage.batch_size for stage in stages]
+    if place.step < sum(steps):
+        raise LumitokError(
+            f"start: the run {run} is at step {place.step} of {sum(steps)}; finish it with --resume, or name "
+            f"the checkpoint to begin with, start={last}"
+        )
+
+
 def _check_encoder(tokenizer: Tokenizer, opened: Path) -> None:
     """Raise where the weights were trained on another frozen encoder."""
-    import json
-
     theirs = json.loads((opened / "config.json").read_text()).get("encoder", {}).get("sha256")
     ours = tokenizer.encoder.weights_hash()
     if theirs is not None and theirs != ours:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration
 
-from lumitok.config import Recipe, load_recipe, save_recipe
+from lumitok.config import Recipe, Section, load_recipe, save_recipe
 from lumitok.data import BadPictures, Pictures, open_pictures, split_holdout
 from lumitok.errors import LumitokError
+from lumitok.foundation import FoundationEncoder
 from lumitok.losses.discriminators.head import VIRTUAL_BATCH
 from lumitok.losses.equivariance import check_equivariance
 from lumitok.tokenizers import Tokenizer, build_tokenizer
@@ -20,6 +23,7 @@ from lumitok.training.adversaries import Discriminators
 from lumitok.training.checkpoint import (
     Best,
     Place,
+    check_identity,
     checkpoints,
     load_best,
     load_place,
@@ -28,6 +32,7 @@ from lumitok.training.checkpoint import (
 )
 from lumitok.training.ema import EMA
 from lumitok.training.guards import Guard
+from lumitok.training.journal import HISTORY
 from lumitok.training.memory import keep_freed_memory
 from lumitok.training.objective import GeneratorObjective
 from lumitok.training.origin import take_over
@@ -39,6 +44,8 @@ from lumitok.training.steps import choose_trainable
 _FREE_TRAINING = "log_every grid_every validate_every validation_images checkpoint_every keep best"
 _FREE_TRAINING += " skip_not_finite statistics_images bundle_encoder tracker"
 FREE = {"training": set(_FREE_TRAINING.split()), "data": {"workers", "bad_share"}}
+# And these do, but are what a run that has gone wrong is taken up with; a change is said.
+MENDED = {"training": {"precision"}, "stages": {"generator_lr", "discriminator_lr", "clip_norm"}}
 BAD_PICTURES = "bad-pictures.jsonl"
 
 
@@ -62,8 +69,12 @@ class Run:
     best: Best | None
     taken_up: Path | None
     """The checkpoint to go on from, until its optimizers are read."""
+    identity: dict[str, Any]
+    """What a checkpoint must find again: pictures and frozen encoders."""
     began: str
     """Half a sentence for people: what the weights were at the beginning."""
+    said: set[tuple[str, str]] = field(default_factory=set)
+    """Held-out pictures, set and name, that were said to be unreadable."""
 
 
 def start_run(recipe: Recipe, resume: bool) -> Run:
@@ -94,9 +105,11 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         choose_trainable(tokenizer, stage)
     place, began = Place(), "from random weights"
     average = None
+    identity = _identity(pictures, tokenizer, discriminators)
     if taken_up is not None:
         saved = taken_up / "training"
-        place, began = load_place(saved), f"going on from {taken_up}"
+        check_identity(saved, identity)
+        place, began = load_place(saved), f"going on from {taken_up}{_mended(recipe, taken_up)}"
         generator = load_tensors(saved / "generator.safetensors", accelerator.device)
         load_trained_state(tokenizer, generator, taken_up)
         if discriminators is not None:
@@ -105,6 +118,8 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         average = load_tensors(saved / "ema.safetensors", accelerator.device)
     elif recipe.start:
         place, average, began = take_over(recipe.start, tokenizer, discriminators)
+    if resume and taken_up is None and (folder / HISTORY).is_file():
+        began = f"no checkpoint in {folder}, so the run begins again {began}"
     ema = EMA(tokenizer, tokenizer.trainable_names(), training.ema_half_life, training.ema_ramp)
     if average is not None:
         ema.load(average)
@@ -131,6 +146,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         place=place,
         best=load_best(folder),
         taken_up=taken_up,
+        identity=identity,
         began=began,
     )
 
@@ -161,15 +177,53 @@ def _take_up(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
         )
     saved = load_recipe(str(found[-1] / "recipe.yaml"))
     for section in type(recipe).model_fields:
-        old, new = getattr(saved, section), getattr(recipe, section)
-        if section in FREE:
-            old, new = (value.model_dump(exclude=FREE[section]) for value in (old, new))
+        old, new = _fixed(saved, section), _fixed(recipe, section)
         if section not in ("name", "about", "out") and old != new:
             raise LumitokError(
                 f"the run in {folder} was started with another '{section}'; resume it with the recipe "
                 f"{folder / 'recipe.yaml'}, or start a new run with out="
             )
     return found[-1]
+
+
+def _fixed(recipe: Recipe, section: str) -> Any:
+    """What of a section may not change when a run is taken up."""
+    value = getattr(recipe, section)
+    if section == "stages":
+        return [stage.model_dump(exclude=MENDED["stages"]) for stage in value]
+    free = FREE.get(section, set()) | MENDED.get(section, set())
+    return value.model_dump(exclude=free) if free else value
+
+
+def _mended(recipe: Recipe, taken_up: Path) -> str:
+    """Say which settings that change what is learnt are not those of the checkpoint."""
+    saved = load_recipe(str(taken_up / "recipe.yaml"))
+    pairs: list[tuple[str, Section, Section]] = [("training", saved.training, recipe.training)]
+    pairs += [
+        (f"stages.{index}", old, new)
+        for index, (old, new) in enumerate(zip(saved.stages, recipe.stages, strict=True))
+    ]
+    changes = [
+        f"{where}.{key} {getattr(old, key)} -> {getattr(new, key)}"
+        for where, old, new in pairs
+        for key in sorted(MENDED[where.split(".")[0]])
+        if getattr(old, key) != getattr(new, key)
+    ]
+    return f", with {', '.join(changes)}" if changes else ""
+
+
+def _identity(
+    pictures: Pictures, tokenizer: Tokenizer, discriminators: Discriminators | None
+) -> dict[str, Any]:
+    """What must be the same when the run is taken up again."""
+    names = hashlib.sha256("\n".join(pictures.names).encode("utf-8", "surrogateescape")).hexdigest()
+    found = {"the pictures": f"{len(pictures)} with names of hash {names[:12]}"}
+    for network in (tokenizer, discriminators):
+        for name, part in network.named_modules() if network is not None else ():
+            if isinstance(part, FoundationEncoder):
+                title = f"the encoder {name}" if network is tokenizer else f"the discriminator's {name}"
+                found[title] = part.weights_hash()[:12]
+    return found
 
 
 def _check_batches(recipe: Recipe, world: int) -> None:

@@ -133,7 +133,7 @@ def discriminator_step(
             state.accelerator.backward(total / len(parts))
         _add(sums, {name: value.detach() / len(parts) for name, (_, value) in terms.items()})
     sums |= gradient_norms(discriminators, "discriminator_gradient")
-    _move(state, sums, discriminators, state.discriminator_parameters, optimizer)
+    _move(state, "discriminators", sums, discriminators, state.discriminator_parameters, optimizer)
     discriminators.set_trained(losses, False)
 
 
@@ -163,7 +163,7 @@ def generator_step(
             state.accelerator.backward(total / len(parts))
         _add(sums, {name: value / len(parts) for name, value in terms.items()})
     sums |= gradient_norms(state.tokenizer, "generator_gradient")
-    _move(state, sums, state.tokenizer, state.parameters, state.optimizer)
+    _move(state, "generator", sums, state.tokenizer, state.parameters, state.optimizer)
 
 
 def _fool(state: StageState, part: Part, fake: Tensor, target: Tensor) -> Terms:
@@ -181,6 +181,7 @@ def _fool(state: StageState, part: Part, fake: Tensor, target: Tensor) -> Terms:
 
 def _move(
     state: StageState,
+    title: str,
     values: dict[str, Tensor],
     network: nn.Module,
     parameters: list[nn.Parameter],
@@ -188,7 +189,7 @@ def _move(
 ) -> None:
     """Look at losses and gradients, clip, and take the optimizer's step."""
     averaged = state.average(values)
-    if state.guard.passes(averaged, network):
+    if state.guard.passes(averaged, network, title):
         if state.config.clip_norm is not None:
             gradients = [p.grad for p in parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)

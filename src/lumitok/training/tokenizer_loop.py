@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lumitok.config import Recipe, StageConfig, save_recipe
 from lumitok.data import BadPicture, Batch, TrainingBatches
+from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.training.checkpoint import (
     Best,
+    is_full,
     load_optimizer_tensors,
     load_tensors,
     optimizer_tensors,
     remove_old,
     save_best,
+    save_identity,
     save_place,
     save_tensors,
     trained_state,
@@ -59,6 +64,20 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
         SystemExit: the run was interrupted and saved; the code is 128 plus the signal's number.
     """
     run = start_run(recipe, resume)
+    try:
+        _train(run)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise LumitokError(
+            f"the disk of {run.folder} is full; the checkpoints in it are whole. Make room, then go on with "
+            "--resume"
+        ) from error
+    return run.folder
+
+
+def _train(run: Run) -> None:
+    recipe = run.recipe
     steps = [stage.images // stage.batch_size for stage in recipe.stages]
     with (
         Interruption() as interruption,
@@ -71,7 +90,6 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
                 run.place = replace(run.place, stage=index, stage_step=0, sums={})
             _train_stage(run, journal, interruption, recipe.stages[index], steps[index])
         _finish(run, journal)
-    return run.folder
 
 
 def _train_stage(
@@ -247,6 +265,8 @@ def _draw(run: Run, journal: Journal) -> None:
     if not run.accelerator.is_main_process:
         return
     pixels = example_pictures(run.held_out, run.recipe.model.image_size, GRID_PICTURES)
+    if not len(pixels):
+        return
     with _averaged(run) as tokenizer, torch.no_grad(), run.accelerator.autocast():
         output: Tensor = tokenizer.reconstruct(to_pictures(pixels, run.accelerator.device))
     journal.examples(run.place, pixels, to_uint8(output).cpu())
@@ -269,6 +289,9 @@ def _measure(run: Run, journal: Journal, stage: StageConfig) -> bool:
                 accelerator=run.accelerator,
             )
             for picture in bad:
+                if (name, picture.name) in run.said:
+                    continue
+                run.said.add((name, picture.name))
                 journal.say(f"not measured, though held out: {picture.name!r}: {picture.reason}")
             scores.append(found.get(training.best, 0.0))
             values |= {f"{name}/{key}" if name else key: value for key, value in found.items()}
@@ -306,6 +329,7 @@ def _fill(run: Run, state: StageState, folder: Path) -> None:
         optimizer = optimizer_tensors(state.discriminator_optimizer)
         save_tensors(training / "discriminator_optimizer.safetensors", optimizer)
     save_place(training, run.place)
+    save_identity(training, run.identity)
     save_recipe(run.recipe, folder / "recipe.yaml")
 
 
@@ -322,6 +346,10 @@ def _finish(run: Run, journal: Journal) -> None:
                 seed=training.seed,
             )
             tokenizer.set_latent_statistics(mean, std, count)
-            tokenizer.save_pretrained(run.folder / "tokenizer", bundle_encoder=training.bundle_encoder)
+            partial, whole = run.folder / "tokenizer.partial", run.folder / "tokenizer"
+            shutil.rmtree(partial, ignore_errors=True)
+            tokenizer.save_pretrained(partial, bundle_encoder=training.bundle_encoder)
+            shutil.rmtree(whole, ignore_errors=True)
+            partial.rename(whole)
         journal.say(f"done: {run.folder / 'tokenizer'} (latent statistics from {count} pictures)")
     run.accelerator.wait_for_everyone()
