@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from lumitok.training import tokenizer_loop, train
 from lumitok.training.checkpoint import checkpoints
 from lumitok.training.interruption import Interruption
 from tests.training.compare import assert_same, changed, history
+
+
+@pytest.fixture(autouse=True)
+def _python_handles_ctrl_c() -> Iterator[None]:
+    """Also where the tests run in the background, with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -44,6 +53,13 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_as_if_nothing_was(
     train(recipe, resume=True)
     assert_same(run / "checkpoints/step-00000006", whole / "checkpoints/step-00000006")
     assert history(run) == history(whole)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert interruption.asked is None
 
 
 def test_only_a_second_ctrl_c_acts_at_once() -> None:

@@ -24,7 +24,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Only it may set handlers.
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            # A signal that is ignored, as a shell does with Ctrl-C for what runs in the background, stays so.
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def __exit__(
