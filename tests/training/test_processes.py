@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from lumitok.config import Recipe, save_recipe
 from lumitok.training import train
+from lumitok.training.checkpoint import checkpoints, load_place
 from tests.training.compare import assert_close, assert_same, changed, history, stopped_at
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -123,3 +126,28 @@ def test_every_process_names_its_own_pictures(both: Recipe, tmp_path: Path) -> N
     assert [len(one["pictures"]) for one in said] == [8, 8]
     assert said[0]["term"] == said[1]["term"]
     assert said[0]["pictures"] != said[1]["pictures"]
+
+
+def test_sigterm_to_a_launched_run_saves_on_all_processes(both: Recipe, tmp_path: Path) -> None:
+    long = changed(both, out=str(tmp_path / "long"), training__accumulation=1, training__checkpoint_every=0)
+    first = long.stages[0].model_dump() | {"batch_size": 16, "images": 16 * 5000}
+    long, path = changed(long, stages=[first]), tmp_path / "long.yaml"
+    save_recipe(long, path)
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, *TORCHRUN, "-m", "lumitok", "train", str(path)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=said,
+            start_new_session=True,
+        )
+    lines = Path(long.out) / "history.jsonl"
+    deadline = time.monotonic() + 200
+    while not lines.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert lines.is_file(), (tmp_path / "said").read_text()
+    os.killpg(process.pid, signal.SIGTERM)  # As a scheduler does; the launcher sends it to its own once more.
+    process.wait(timeout=100)
+    (saved,) = checkpoints(Path(long.out))
+    step = load_place(saved / "training").step
+    assert 0 < step < 5000
+    assert f"stopped by signal 15 after step {step}, saved" in (tmp_path / "said").read_text()
