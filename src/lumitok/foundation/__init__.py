@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lumitok.foundation.registry import WeightsRecord, describe_weights, encoder_names
 
 if TYPE_CHECKING:
-    from lumitok.foundation.encoder import Features, FoundationEncoder, frozen_prefixes
+    from lumitok.foundation.encoder import Features, FoundationEncoder, frozen_prefixes, trained_state
 
 __all__ = [
     "Features",
@@ -20,11 +20,12 @@ __all__ = [
     "describe_weights",
     "encoder_names",
     "frozen_prefixes",
+    "trained_state",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Features", "FoundationEncoder", "frozen_prefixes"):
+    if name in ("Features", "FoundationEncoder", "frozen_prefixes", "trained_state"):
         from lumitok.foundation import encoder
 
         return getattr(encoder, name)

@@ -283,6 +283,12 @@ def frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in found)
 
 
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state without its frozen encoders, which are named in a recipe or a config."""
+    frozen = frozen_prefixes(module)
+    return {name: t for name, t in module.state_dict().items() if not name.startswith(frozen)}
+
+
 def _is_transformer(model: nn.Module) -> bool:
     # Not the hybrids: a convolutional stem in the place of the patch embedding knows no picture size.
     return isinstance(model, VisionTransformer | Eva) and isinstance(model.patch_embed, PatchEmbed)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lumitok.errors import LumitokError
+from lumitok.errors import LumitokError, some
 from lumitok.foundation.registry import HUB_FILE, Entry, cached_hub_file, package_file
 
 SHOWN = 20
@@ -148,14 +148,9 @@ def load_weights(model: nn.Module, full: Shapes, path: Path, name: str) -> None:
         lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
         raise LumitokError(
             f"'{path}' does not hold the weights of encoder '{name}': "
-            + "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in lists.items() if keys)
+            + "; ".join(f"{len(keys)} {kind} ({some(keys, SHOWN)})" for kind, keys in lists.items() if keys)
         )
     model.load_state_dict({key: state[key] for key in wanted})
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
 
 
 def to_timm_names(
@@ -171,7 +166,7 @@ def to_timm_names(
         state = _timm_filter(state, model, path, name)
     strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strangers:
-        raise LumitokError(f"'{path}' is not a state dict: no tensors under {_some(strangers)}")
+        raise LumitokError(f"'{path}' is not a state dict: no tensors under {some(strangers, SHOWN)}")
     return state
 
 

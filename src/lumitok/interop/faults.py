@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumitok.errors import LumitokError
+from lumitok.errors import LumitokError, some
 
 SHOWN = 5
 """How many faults of one kind the message spells out before it only counts them."""
@@ -25,7 +25,7 @@ class WrongFileError(LumitokError):
 
     def __init__(self, source: str, faults: Faults) -> None:
         self.faults = [f"{kind}: {what}" for kind, found in faults.items() for what in found]
-        kinds = [f"{len(found)} {kind} ({_some(found)})" for kind, found in faults.items() if found]
+        kinds = [f"{len(found)} {kind} ({some(found, SHOWN)})" for kind, found in faults.items() if found]
         super().__init__(f"{source}: {'; '.join(kinds)}")
 
 
@@ -56,8 +56,3 @@ def _is_float(value: Any) -> bool:
 
 def _is_finite(value: Tensor) -> bool:
     return value.is_meta or bool(value.isfinite().all())
-
-
-def _some(found: list[str]) -> str:
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lumitok.config import Section, first_fault
 from lumitok.data.latents import LatentSpec
 from lumitok.errors import LumitokError, nearest
-from lumitok.foundation import FoundationEncoder
+from lumitok.foundation import FoundationEncoder, trained_state
 from lumitok.foundation.weights import hash_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -165,11 +165,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, trained and frozen: equal latents need equal fingerprints."""
-        both = self.encoder.weights_hash() + hash_weights(self._own_state().items())
+        both = self.encoder.weights_hash() + hash_weights(trained_state(self).items())
         return hashlib.sha256(both.encode()).hexdigest()
-
-    def _own_state(self) -> dict[str, Tensor]:
-        return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}
 
     # --------------------------------------------------------------------------------------------
     # Files
@@ -189,7 +186,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         found = self.settings.encoder.sha256 or self.encoder.weights_hash()
         encoder = self.settings.encoder.model_copy(update={"sha256": found})
         self.register_to_config(encoder=encoder.model_dump(mode="json"))
-        save_file(_contiguous(self._own_state()), folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(_contiguous(trained_state(self)), folder / WEIGHTS, metadata={"format": "pt"})
         if bundle_encoder:
             state = _contiguous(self.encoder.state_dict())
             save_file(state, folder / ENCODER_WEIGHTS, metadata={"format": "pt"})

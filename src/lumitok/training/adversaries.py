@@ -98,8 +98,11 @@ def discriminator_terms(real: Judgement, fake: Judgement) -> Terms:
     return terms
 
 
-def generator_terms(fake: Judgement, real: Judgement | None, losses: LossConfig) -> Terms:
-    """What the generator minimises against them; ``real`` is needed for feature matching alone."""
+def generator_terms(fake: Judgement, real: list[list[Tensor]] | None, losses: LossConfig) -> Terms:
+    """What the generator minimises against them.
+
+    ``real``: what the PatchGAN sees in the pictures themselves; needed for feature matching alone.
+    """
     terms: Terms = {}
     if fake.foundation is not None:
         terms["gan"] = (losses.gan, hinge_generator(fake.foundation))
@@ -107,7 +110,6 @@ def generator_terms(fake: Judgement, real: Judgement | None, losses: LossConfig)
         terms["patchgan"] = (losses.patchgan, least_squares_generator([scale[-1] for scale in fake.patch]))
         if losses.feature_matching > 0:
             assert real is not None
-            assert real.patch is not None
-            matching = feature_matching(real.patch, fake.patch)
+            matching = feature_matching(real, fake.patch)
             terms["feature_matching"] = (losses.feature_matching, matching)
     return terms

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lumitok.errors import LumitokError
-from lumitok.foundation import frozen_prefixes
+from lumitok.foundation import trained_state
 
 BEST = "best.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -210,12 +210,6 @@ def load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
         raise LumitokError(f"{path} is missing from the checkpoint; resume from another, or start anew")
     # By way of the processor: several processes name it cpu:0, which safetensors does not know.
     return {name: tensor.to(device) for name, tensor in load_file(path).items()}
-
-
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state without frozen encoders, which are named in the recipe."""
-    frozen = frozen_prefixes(module)
-    return {name: t for name, t in module.state_dict().items() if not name.startswith(frozen)}
 
 
 def load_trained_state(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lumitok.errors import LumitokError
+from lumitok.errors import LumitokError, some
 from lumitok.training.checkpoint import checkpoints
 
 FOLDER = "not-finite"
@@ -33,15 +33,14 @@ class Guard:
     skipped: int = 0
     """Steps left out so far."""
     step: int = 0
-    batch: dict[str, Tensor] = field(default_factory=dict)
+    pixels: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     _counted: int = -1
     """The last step that was counted: two networks that fail in one step are one step left out."""
 
     def watch(self, step: int, pixels: list[Tensor], names: list[str]) -> None:
         """Keep hold of the batch of the coming step: 8-bit pixels part by part, and the pictures' names."""
-        self.step, self.names = step, names
-        self.batch = {"pixels": torch.cat(pixels)} if pixels else {}
+        self.step, self.pixels, self.names = step, pixels, names
 
     def passes(self, values: dict[str, float], network: nn.Module, title: str) -> bool:
         """Whether a network may take its step: its losses and gradient norms are finite.
@@ -94,7 +93,7 @@ class Guard:
             "pictures": self.names,
         }
         (folder / f"{title}-{self.rank}.json").write_text(json.dumps(said, indent=2) + "\n")
-        save_file(self.batch, folder / f"batch-{self.rank}.safetensors")
+        save_file({"pixels": torch.cat(self.pixels)}, folder / f"batch-{self.rank}.safetensors")
         return folder
 
 
@@ -122,5 +121,4 @@ def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 def _listed(names: list[str]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f" (parameters: {', '.join(names[:4])}{more})"
+    return f" (parameters: {some(names, 4)})"

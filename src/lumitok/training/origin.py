@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lumitok.config import load_recipe
 from lumitok.errors import LumitokError
+from lumitok.foundation import trained_state
 from lumitok.tokenizers import Tokenizer
 from lumitok.tokenizers.base import WEIGHTS, find_tokenizer
 from lumitok.training.adversaries import Discriminators
@@ -18,7 +19,6 @@ from lumitok.training.checkpoint import (
     load_place,
     load_tensors,
     load_trained_state,
-    trained_state,
 )
 
 # Parts that one of two stages may lack: the VF head falls away when its loss does.

@@ -84,7 +84,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         raise LumitokError("training.tracker is wandb, which is not installed: pip install 'lumitok[wandb]'")
     folder = Path(recipe.out or f"runs/{recipe.name}")
     accelerator = _accelerator(recipe, folder)
-    taken_up = _take_up(folder, recipe, resume)
+    taken_up, mended = _take_up(folder, recipe, resume)
     _check_batches(recipe, accelerator.num_processes)
     pictures, held_out, listed = _open_data(recipe)
     torch.manual_seed(derive_seed(training.seed))
@@ -109,7 +109,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
     if taken_up is not None:
         saved = taken_up / "training"
         check_identity(saved, identity)
-        place, began = load_place(saved), f"going on from {taken_up}{_mended(recipe, taken_up)}"
+        place, began = load_place(saved), f"going on from {taken_up}{mended}"
         generator = load_tensors(saved / "generator.safetensors", accelerator.device)
         load_trained_state(tokenizer, generator, taken_up)
         if discriminators is not None:
@@ -166,11 +166,11 @@ def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     )
 
 
-def _take_up(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
-    """Find the checkpoint to go on from, and see that it belongs to this recipe."""
+def _take_up(folder: Path, recipe: Recipe, resume: bool) -> tuple[Path | None, str]:
+    """Find the checkpoint to go on from, see that it belongs to this recipe, and say what was changed."""
     found = checkpoints(folder)
     if not found:
-        return None
+        return None, ""
     if not resume:
         raise LumitokError(
             f"{folder} holds a run already; go on with --resume, or choose another folder with out="
@@ -183,7 +183,7 @@ def _take_up(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
                 f"the run in {folder} was started with another '{section}'; resume it with the recipe "
                 f"{folder / 'recipe.yaml'}, or start a new run with out="
             )
-    return found[-1]
+    return found[-1], _mended(saved, recipe)
 
 
 def _fixed(recipe: Recipe, section: str) -> Any:
@@ -195,9 +195,8 @@ def _fixed(recipe: Recipe, section: str) -> Any:
     return value.model_dump(exclude=free) if free else value
 
 
-def _mended(recipe: Recipe, taken_up: Path) -> str:
+def _mended(saved: Recipe, recipe: Recipe) -> str:
     """Say which settings that change what is learnt are not those of the checkpoint."""
-    saved = load_recipe(str(taken_up / "recipe.yaml"))
     pairs: list[tuple[str, Section, Section]] = [("training", saved.training, recipe.training)]
     pairs += [
         (f"stages.{index}", old, new)

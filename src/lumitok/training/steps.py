@@ -175,7 +175,8 @@ def _fool(state: StageState, part: Part, fake: Tensor, target: Tensor) -> Terms:
     real = None
     if losses.feature_matching > 0:
         with torch.no_grad():
-            real = discriminators(target, losses.model_copy(update={"gan": 0.0}), *draws)
+            assert discriminators.patch is not None
+            real = discriminators.patch(target)
     return generator_terms(judgement, real, losses)
 
 
@@ -223,7 +224,7 @@ def _synchronised(
 
 def choose_trainable(tokenizer: Tokenizer, config: StageConfig) -> list[nn.Parameter]:
     """Freeze all but the parameters whose names match the stage's patterns, and return those."""
-    names = tokenizer.trainable_names()
+    names = set(tokenizer.trainable_names())
     for pattern in config.trainable:
         if not any(fnmatchcase(name, pattern) for name in names):
             known = {f"{name.split('.')[0]}.*" for name in names}
@@ -232,7 +233,7 @@ def choose_trainable(tokenizer: Tokenizer, config: StageConfig) -> list[nn.Param
             )
     chosen = []
     for name, parameter in tokenizer.named_parameters():
-        on = name in set(names) and any(fnmatchcase(name, pattern) for pattern in config.trainable)
+        on = name in names and any(fnmatchcase(name, pattern) for pattern in config.trainable)
         if name.startswith("vf_head.") and config.losses.vf == 0:
             on = False
         parameter.requires_grad_(on)

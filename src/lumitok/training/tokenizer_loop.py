@@ -17,6 +17,7 @@ from lumitok.config import Recipe, StageConfig, save_recipe
 from lumitok.data import BadPicture, Batch, TrainingBatches
 from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
+from lumitok.foundation import trained_state
 from lumitok.training.checkpoint import (
     Best,
     is_full,
@@ -28,7 +29,6 @@ from lumitok.training.checkpoint import (
     save_identity,
     save_place,
     save_tensors,
-    trained_state,
     write_checkpoint,
 )
 from lumitok.training.interruption import Interruption
@@ -109,8 +109,6 @@ def _train_stage(
             stage_step=place.stage_step + 1,
             step=place.step + 1,
             images=seen,
-            skipped=run.guard.skipped,
-            sums=state.sums,
         )
         journal.advance(run.place, stage.name)
         _report(run, journal, state, last=run.place.stage_step == steps)
@@ -145,9 +143,8 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
 
     if due(training.log_every):
         values = state.means()
-        if run.place.skipped:
-            values["skipped_steps"] = run.place.skipped
-        run.place = replace(run.place, sums=state.sums)
+        if run.guard.skipped:
+            values["skipped_steps"] = run.guard.skipped
         journal.record(run.place, name, "train", values)
     with journal.pause():
         if run.held_out and due(training.grid_every):
@@ -328,7 +325,7 @@ def _fill(run: Run, state: StageState, folder: Path) -> None:
     if state.discriminator_optimizer is not None:
         optimizer = optimizer_tensors(state.discriminator_optimizer)
         save_tensors(training / "discriminator_optimizer.safetensors", optimizer)
-    save_place(training, run.place)
+    save_place(training, replace(run.place, skipped=run.guard.skipped, sums=state.sums))
     save_identity(training, run.identity)
     save_recipe(run.recipe, folder / "recipe.yaml")
 
