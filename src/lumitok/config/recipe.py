@@ -1,0 +1,281 @@
+"""A whole run, and how it is read: by name or path, over its base, with changes from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from lumitok.config.models import ModelConfig
+from lumitok.config.section import Section
+from lumitok.config.training import (
+    DataConfig,
+    DiscriminatorConfig,
+    PatchDiscriminatorConfig,
+    StageConfig,
+    TrainingConfig,
+)
+from lumitok.errors import LumitokError, nearest
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = ""
+    """Name of the recipe, from its file."""
+    about: str = ""
+    """What it is for: one sentence for ``lumitok recipes``."""
+    out: str = ""
+    """Folder of the run; default ``runs/`` and the recipe's name."""
+    start: str = ""
+    """Run, checkpoint or tokenizer folder to begin with: its generator, average and discriminators are
+    taken over, the optimizers start anew. Empty: from random weights."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    discriminator: DiscriminatorConfig | None = None
+    patch_discriminator: PatchDiscriminatorConfig | None = None
+    stages: list[StageConfig] = Field(min_length=1)
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        for stage in self.stages:
+            if stage.losses.gan > 0 and self.discriminator is None:
+                raise ValueError(
+                    f"stage '{stage.name}' has a gan loss; describe the discriminator or set gan to 0"
+                )
+            if stage.losses.patchgan > 0 and self.patch_discriminator is None:
+                raise ValueError(
+                    f"stage '{stage.name}' has a patchgan loss; describe the patch_discriminator (an empty "
+                    "section, {}, is the paper's) or set patchgan to 0"
+                )
+            if stage.losses.vf > 0 and not self.model.vf_head:
+                raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
+            if stage.images < stage.batch_size:
+                raise ValueError(
+                    f"stage '{stage.name}' has {stage.images} images for a batch of {stage.batch_size}, so "
+                    "not a single step; give more images or a smaller batch_size"
+                )
+            if stage.batch_size % self.training.accumulation:
+                raise ValueError(
+                    f"stage '{stage.name}': batch_size {stage.batch_size} is not a multiple of "
+                    f"training.accumulation {self.training.accumulation}"
+                )
+        return self
+
+
+# ------------------------------------------------------------------------------------------------
+# Reading
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, such as ``vfm-vae/demo``."""
+    return sorted(p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a shipped recipe, or of a YAML file named by its path."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            beside = [str(p) for p in (*path.parent.glob("*.yaml"), *path.parent.glob("*.yml"))]
+            raise LumitokError(f"there is no recipe file '{name}'{nearest(name, beside)}")
+        return path
+    names = recipe_names()
+    if name not in names:
+        raise LumitokError(f"there is no recipe '{name}'{nearest(name, names)} (`lumitok recipes` lists all)")
+    return RECIPES / f"{name}.yaml"
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by name or path and apply ``key=value`` overrides.
+
+    Args:
+        name: a shipped recipe's name or the path of a YAML file.
+        overrides: such as ``data.train=photos`` or ``stages.0.batch_size=16``; values are YAML.
+    """
+    path = recipe_path(name)
+    tree = _read(path)
+    tree.setdefault("name", path.stem if name.endswith((".yaml", ".yml")) else name)
+    for override in overrides:
+        _override(tree, override)
+    return _validate(tree, source=str(name))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML: every key, defaults included."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
+    return text
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe."""
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML file over the recipe that its ``base`` names, or the recipes that its ``chain`` names."""
+    path = path.resolve()
+    if path in seen:
+        raise LumitokError(f"recipe {path} is its own base: {' -> '.join(str(p) for p in (*seen, path))}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LumitokError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise LumitokError(f"{path} is not a recipe: it holds a {type(tree).__name__}, not keys and values")
+    base, chain = tree.pop("base", None), tree.pop("chain", None)
+    if base is not None and chain is not None:
+        raise LumitokError(f"{path} has both 'base' and 'chain'; keep one of them")
+    if chain is not None:
+        return _chained(chain, tree, path, seen)
+    if base is None:
+        return tree
+    merged: dict[str, Any] = _merge(_parent(base, path, seen), tree)
+    return merged
+
+
+def _parent(name: Any, path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a recipe that the one at ``path`` builds on."""
+    if str(name).endswith((".yaml", ".yml")):
+        name = path.parent / str(name)  # A file is named from where the recipe lies.
+    parent = _read(recipe_path(str(name)), (*seen, path))
+    for key in ("name", "out"):  # The child's own.
+        parent.pop(key, None)
+    return parent
+
+
+def _chained(chain: Any, tree: dict[str, Any], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Join recipes into one that runs through the stages of all in turn."""
+    if not isinstance(chain, list) or not chain:
+        raise LumitokError(f"{path}: 'chain' is a list of recipes, not {chain!r}")
+    links = [_parent(name, path, seen) for name in chain]
+    joined: dict[str, Any] = {}
+    for link in links:
+        joined = _merge(joined, link)
+    joined["stages"] = [stage for link in links for stage in link.get("stages", [])]
+    joined["start"] = links[0].get("start", "")  # The others start from the one before.
+    merged: dict[str, Any] = _merge(joined, tree)
+    return merged
+
+
+def _merge(base: Any, change: Any) -> Any:
+    """Lay ``change`` over ``base``: sections key by key; a section of numbers over a list, item by item."""
+    if isinstance(base, dict) and isinstance(change, dict):
+        if "type" in base and change.get("type", base["type"]) != base["type"]:
+            return change  # A model of another type has other keys.
+        return {**base, **{k: _merge(base[k], v) if k in base else v for k, v in change.items()}}
+    if isinstance(base, list) and isinstance(change, dict):
+        items = list(base)
+        for key, value in change.items():
+            place = _index(items, str(key), f"{key}: {value}")
+            items[place] = _merge(items[place], value)
+        return items
+    return change
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise LumitokError(f"'{override}' is not key=value, for example data.train=photos")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text.
+        with contextlib.suppress(ValueError):
+            value = float(value) if value[:1].isdigit() else value
+    node: Any = tree
+    *path, last = key.split(".")
+    for depth, step in enumerate(path):
+        if isinstance(node, list):
+            node = node[_index(node, step, override)]
+        else:
+            if node.get(step) is None:
+                node[step] = {}
+            node = node[step]
+        if not isinstance(node, dict | list):
+            raise LumitokError(f"'{override}': {'.'.join(path[: depth + 1])} has no keys below it")
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], step: str, override: str) -> int:
+    if not step.isdigit() or int(step) >= len(items):
+        raise LumitokError(
+            f"'{override}': '{step}' is not a place in a list of {len(items)} (0 to {len(items) - 1})"
+        )
+    return int(step)
+
+
+def _validate(tree: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise LumitokError(f"recipe {source}: {first_fault(error)}") from None
+
+
+def first_fault(error: ValidationError, kind: type[Section] | None = None) -> str:
+    """Say the first thing that is wrong in one sentence; a misspelt key before all else.
+
+    Args:
+        error: what pydantic found.
+        kind: the section that was read; None: a whole recipe.
+    """
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    where, known = _follow(first["loc"], kind or Recipe)
+    if first["type"] == "extra_forbidden":
+        return f"there is no key '{where}'{nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"the key '{where}' is missing"
+    if first["type"] == "union_tag_invalid":
+        return _wrong_type(where, first)
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict | BaseModel) else f", not {first['input']!r}"
+    return f"{where + ': ' if where else ''}{message[:1].lower() + message[1:]}{got}"
+
+
+def _wrong_type(where: str, fault: Any) -> str:
+    if not isinstance(fault["input"], dict):
+        return f"{where}: input should be a section with keys and values, not {fault['input']!r}"
+    wrong, known = fault["ctx"]["tag"], [tag.strip("' ") for tag in fault["ctx"]["expected_tags"].split(",")]
+    return f"{where}.type: there is no '{wrong}', only {' and '.join(known)}{nearest(wrong, known)}"
+
+
+def _follow(location: tuple[int | str, ...], kind: Any) -> tuple[str, list[str]]:
+    """Where a fault lies as the recipe writes it, and the keys that are right beside its last step.
+
+    Where a section may be of several types, pydantic names the chosen one as a step of its own.
+    """
+    steps: list[str] = []
+    known: list[str] = []
+    for step in location:
+        sections = _sections_of(kind)
+        chosen = [s for s in sections if "type" in s.model_fields and s.model_fields["type"].default == step]
+        if len(sections) > 1 and chosen:
+            kind = chosen[0]
+            continue
+        steps.append(str(step))
+        if isinstance(step, str):
+            fields = sections[0].model_fields if sections else {}
+            known = list(fields)
+            kind = fields[step].annotation if step in fields else None
+    return ".".join(steps), known
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    """Find the section classes inside an annotation such as ``list[StageConfig]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, Annotated):
+        return [found for part in typing.get_args(annotation) for found in _sections_of(part)]
+    return []
