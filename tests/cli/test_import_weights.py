@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from lumitok.cli import app, main
 from lumitok.pipelines import import_weights
 from lumitok.tokenizers import Tokenizer
-from tests.interop import official
+from tests.interop import kl, official
 from tests.parity.fixtures import Fixture
 
 
@@ -71,10 +71,62 @@ def test_all_faults_go_to_a_file(file: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("vfm-vae", "vfmvae"), "lumitok imports vfm-vae, not 'vfmvae'; did you mean 'vfm-vae'?"),
+        (
+            ("vfm-vae", "vfmvae"),
+            "lumitok imports vfm-vae, diffusers, va-vae, not 'vfmvae'; did you mean 'vfm-vae'?",
+        ),
         (("0,1,-1", "first"), "--layers are whole numbers such as 0,12,-1, not 'first'"),
     ],
 )
 def test_wrong_words(change: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = [change[1] if word == change[0] else word for word in arguments(Path("none.pth"))]
     assert message in refuse(capsys, *given)
+
+
+# Latent diffusion's autoencoders ------------------------------------------------------------------
+
+
+def test_a_folder_of_diffusers(tmp_path: Path) -> None:
+    kl.autoencoder_kl(scaling_factor=0.5).save_pretrained(tmp_path / "vae")
+    out = ["--out", str(tmp_path / "out"), "--image-size", "64"]
+    given = ["import-weights", "diffusers", str(tmp_path / "vae"), *out]
+    result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    assert "AutoencoderKL in diffusion_pytorch_model.safetensors" in words
+    assert "deviation 2 for every channel" in words
+    assert "A latent diffusion autoencoder for 64 px, f8d4." in words
+    assert result.stdout.endswith(f"\nThe tokenizer: {tmp_path / 'out'}\n")
+    assert Tokenizer.from_pretrained(tmp_path / "out").settings.image_size == 64
+
+
+def test_a_va_vae(tmp_path: Path) -> None:
+    torch.save(kl.va_vae()[1], tmp_path / "vavae.pt")
+    torch.save({"mean": torch.zeros(4), "std": torch.ones(4)}, tmp_path / "stats.pt")
+    given = ["import-weights", "va-vae", str(tmp_path / "vavae.pt"), "--out", str(tmp_path / "out")]
+    given += ["--latents-stats", str(tmp_path / "stats.pt"), "--latents-count", "77"]
+    result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "A VA-VAE for 256 px, f16d4." in result.stdout
+    assert Tokenizer.from_pretrained(tmp_path / "out").settings.latents_count == 77
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "message"),
+    [
+        (
+            "diffusers",
+            ["--latents-stats", "x"],
+            "--latents-stats is an option of vfm-vae and va-vae; diffusers",
+        ),
+        ("diffusers", ["--encoder-weights", "x"], "--encoder-weights is an option of vfm-vae; diffusers"),
+        ("va-vae", ["--encoder", "x"], "--encoder is an option of vfm-vae; va-vae does not take it"),
+        ("va-vae", ["--layers", "0"], "--layers is an option of vfm-vae; va-vae does not take it"),
+        ("va-vae", ["--scale", "1"], "--scale is an option of vfm-vae; va-vae does not take it"),
+        ("va-vae", ["--latents-count", "7"], "--latents-count counts the pictures of --latents-stats"),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(
+    kind: str, option: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refuse(capsys, "import-weights", kind, "none", "--out", "none", *option)

@@ -128,7 +128,7 @@ def test_missing_weights_say_what_to_do(nothing_at_hand: Path, download: bool) -
     message = str(caught.value)
     for part in (
         "vgg16-397923af.pth",
-        "528 MB",
+        "553 MB",
         "torchvision.models.vgg16",
         "IMAGENET1K_V1",
         str(nothing_at_hand / "checkpoints" / "vgg16-397923af.pth"),

@@ -107,5 +107,5 @@ def test_adaptive_weight_is_bounded() -> None:
 def test_adaptive_weight_at_a_frozen_layer_says_what_to_do() -> None:
     w = nn.Parameter(torch.ones(1), requires_grad=False)
     x = torch.ones(1, requires_grad=True)
-    with pytest.raises(LumitokError, match="set vf_adaptive to false"):
+    with pytest.raises(LumitokError, match="train it, or set the loss's _adaptive key to false"):
         adaptive_weight((w * x).sum(), (w * x).sum(), w, scale=1.0)

@@ -16,7 +16,8 @@ from lumitok.errors import LumitokError
 from lumitok.interop.faults import WrongFileError
 from lumitok.interop.siglip import to_timm
 from lumitok.pipelines import import_weights
-from lumitok.pipelines.import_weights import ImportReport, Options, import_vfm_vae
+from lumitok.pipelines.import_folder import ImportReport
+from lumitok.pipelines.import_weights import Options, import_vfm_vae
 from lumitok.tokenizers import VFMVAE
 from lumitok.tokenizers.base import ENCODER_WEIGHTS, WEIGHTS
 from tests.interop import official
@@ -55,7 +56,7 @@ def file(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(made, tmp_path / "official.pth"))
 
 
-def reports(report: ImportReport) -> dict[str, tuple[int, str]]:
+def reports(report: ImportReport[Any]) -> dict[str, tuple[int, str]]:
     return {row.what: (row.tensors, row.about) for row in report.rows}
 
 

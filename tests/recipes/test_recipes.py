@@ -41,9 +41,19 @@ def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
     """One step of two pictures of 64 px with every part of the recipe in it."""
     tree = recipe.model_dump()
     model = tree["model"]
-    model |= {"encoder": tiny(model["encoder"]), "image_size": SIDE, "latent_channels": 4}
+    model |= {"image_size": SIDE, "latent_channels": 4}
+    if "encoder" in model:
+        model["encoder"] = tiny(model["encoder"])
     if model["type"] == "frozen-ldm":
         model |= {"adapter_channels": 8, "decoder_channels": 32}
+    elif model["type"] == "ldm":
+        ones = [1] * len(model["multipliers"])
+        model |= {"channels": 32, "multipliers": ones, "encoder_blocks": 1, "decoder_blocks": 1}
+        model |= {"vf_channels": 16}
+    elif model["type"] == "aligntok":
+        ones = [1] * len(model["decoder_multipliers"])
+        model |= {"decoder_channels": 32, "decoder_multipliers": ones, "decoder_blocks": 1}
+        model |= {"hybrid_depth": 1, "hybrid_width": 64}
     else:
         model |= {
             "projected_channels": [8] * len(model["encoder"]["layers"]),
@@ -58,12 +68,13 @@ def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
     for stage in tree["stages"]:
         stage |= {"images": 2, "batch_size": 2}
         stage["losses"]["gan_from"] = 0
-        if stage["trainable"] != ["*"]:  # The tiny decoder has fewer blocks.
+        if any(name.startswith("blocks.") for name in stage["trainable"]):  # The tiny decoder has fewer.
             stage["trainable"] = ["blocks.3.*"]
         if stage["equivariance"] is not None:  # And its grids are not cut to a quarter.
             stage["equivariance"] |= {"latent_scales": [0.5, 1.0], "prior_scales": [0.5]}
-        if stage["losses"]["feature_distance_encoder"] is not None:
-            stage["losses"]["feature_distance_encoder"] = tiny(stage["losses"]["feature_distance_encoder"])
+        for key in ("feature_distance_encoder", "vf_encoder"):
+            if stage["losses"][key] is not None:
+                stage["losses"][key] = tiny(stage["losses"][key])
     tree["data"] |= {"train": str(pictures), "validation": str(pictures), "workers": 0, "min_side": 0}
     tree["training"] |= {"accumulation": 1, "tracker": "none", "precision": "fp32"}
     tree |= {"out": str(out), "start": ""}
@@ -106,7 +117,7 @@ def test_each_recipe_takes_a_step_at_a_tiny_size(
     run = train(shrink(recipe, pictures, tmp_path / "run"))
     values = read_history(run / "history.jsonl")[0]["values"]
     losses = recipe.stages[0].losses
-    for term in ("lpips", "vf", "gan", "multi_resolution_l1"):
+    for term in ("lpips", "vf", "gan", "patchgan", "multi_resolution_l1"):
         assert (term in values) == (getattr(losses, term) > 0), term
 
 

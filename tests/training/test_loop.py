@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +149,17 @@ def test_what_cannot_be_trained_says_why(recipe: Recipe) -> None:
 
 
 def test_every_stage_is_looked_at_before_the_first_begins(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = recipe.stages[0].model_dump()
     later: list[tuple[dict[str, Any], str]] = [
         ({"batch_size": 9, "images": 18}, "in equal groups of at most 8"),
         ({"trainable": ["nothing.*"]}, "no parameter is named"),
-        ({"losses": {"lpips": 1.0}}, "LPIPS needs VGG16's weights"),
+        ({"losses": {"lpips": 1.0}}, "needs VGG16's weights"),
     ]
-    monkeypatch.setattr("lumitok.losses.lpips.find_vgg16", lambda _: None)
-    monkeypatch.setattr("lumitok.losses.lpips._download", _no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("LUMITOK_VGG16", raising=False)
+    monkeypatch.setattr(urllib.request, "urlopen", _no_network)
     for index, (change, said) in enumerate(later):
         second = first | {"name": "second"} | change
         with pytest.raises(LumitokError, match=said):
@@ -164,8 +167,8 @@ def test_every_stage_is_looked_at_before_the_first_begins(
         assert not (Path(f"{recipe.out}-{index}") / "history.jsonl").exists()
 
 
-def _no_network() -> Path:
-    raise LumitokError("LPIPS needs VGG16's weights, and they cannot be had")
+def _no_network(*_: object, **__: object) -> None:
+    raise urllib.error.URLError("no network")
 
 
 def test_the_folder_of_a_tokenizer_is_found(recipe: Recipe, tmp_path: Path) -> None:

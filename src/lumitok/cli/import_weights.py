@@ -3,84 +3,138 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lumitok.cli.tables import console, table
 
-KINDS = ("vfm-vae",)
+if TYPE_CHECKING:
+    from lumitok.pipelines.import_folder import ImportReport
+
+TAKES = {
+    "vfm-vae": {
+        "encoder",
+        "layers",
+        "scale",
+        "image_size",
+        "encoder_weights",
+        "latents_stats",
+        "latents_count",
+        "faults",
+    },
+    "diffusers": {"image_size", "faults"},
+    "va-vae": {"image_size", "latents_stats", "latents_count", "faults"},
+}
+"""What can be imported, and the options that each takes."""
 
 
 def import_weights(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="What wrote the file: vfm-vae.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="What wrote the file: vfm-vae, va-vae or diffusers.")
+    ],
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The official checkpoint: .pth or .safetensors.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="The official checkpoint (.pth, .pt, .safetensors); of diffusers an AutoencoderKL's folder.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
     encoder: Annotated[
-        str, typer.Option(metavar="NAME", help="The frozen encoder (`lumitok doctor` lists them).")
-    ] = "siglip2-large-patch16-512",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="vfm-vae: the frozen encoder (`lumitok doctor` lists them); siglip2-large-patch16-512.",
+        ),
+    ] = None,
     layers: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Layers of the encoder that the file was trained on.")
-    ] = "0,12,-1",
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="vfm-vae: layers of the encoder that the file was trained on; 0,12,-1."
+        ),
+    ] = None,
     scale: Annotated[
         float | None,
-        typer.Option(help="Side of the encoder's input over the picture's; by default as the shapes say."),
+        typer.Option(
+            help="vfm-vae: side of the encoder's input over the picture's; by default as the shapes say."
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="Side of the pictures in pixels; by default as the file says, else 256."),
+        typer.Option(help="Side of the pictures in pixels; by default as the files say, else 256."),
     ] = None,
     encoder_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The encoder's weights under timm's names.")
+        Path | None, typer.Option(metavar="FILE", help="vfm-vae: the encoder's weights under timm's names.")
     ] = None,
     latents_stats: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="latents_stats.pt: mean and std of the latent.")
+        Path | None,
+        typer.Option(metavar="FILE", help="vfm-vae, va-vae: latents_stats.pt, mean and std of the latent."),
     ] = None,
     latents_count: Annotated[
-        int, typer.Option(min=1, help="Pictures that the statistics were measured on.")
-    ] = 10_000,
+        int | None,
+        typer.Option(min=1, help="vfm-vae, va-vae: pictures that the statistics were measured on; 10000."),
+    ] = None,
     faults: Annotated[
         Path | None, typer.Option(metavar="FILE", help="If the file is refused, list every wrong key here.")
     ] = None,
 ) -> None:
     """Turn an official checkpoint into a tokenizer folder.
 
+    vfm-vae: the released VFM-VAE. va-vae: VA-VAE's checkpoints (LightningDiT), and others of latent
+    diffusion's code. diffusers: a folder of an AutoencoderKL, such as the SD-VAE; its scaling and shift
+    become the latent's statistics.
+
     Nothing in the file is executed. A file with a key missing, left over or of another shape is refused.
     """
-    from lumitok.errors import LumitokError, nearest
-
-    if kind not in KINDS:
-        raise LumitokError(f"lumitok imports {', '.join(KINDS)}, not '{kind}'{nearest(kind, KINDS)}")
-    read = _layers(layers)
-    from lumitok.pipelines.import_weights import Options, import_vfm_vae
-
-    options = Options(
-        encoder=encoder,
-        layers=read,
-        scale=scale,
-        image_size=image_size,
-        encoder_weights=encoder_weights,
-        latents_stats=latents_stats,
-        latents_count=latents_count,
-        faults=faults,
-    )
-    report = import_vfm_vae(file, out, options)
+    given = {
+        "encoder": encoder,
+        "layers": layers,
+        "scale": scale,
+        "image_size": image_size,
+        "encoder_weights": encoder_weights,
+        "latents_stats": latents_stats,
+        "latents_count": latents_count,
+        "faults": faults,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    _check(kind, options)
+    if "layers" in options:
+        options["layers"] = _layers(str(layers))
+    report = _import(kind, file, out, options)
     listed = table("", "tensors", "about")
     listed.columns[1].justify = "right"
     for row in report.rows:
         listed.add_row(row.what, str(row.tensors) if row.tensors else "", row.about)
-    settings = report.settings
     printer = console()
     printer.print(listed)
-    noise = ", with the constant noise of the released weights" if settings.legacy_noise else ""
-    printer.print(
-        f"\nA VFM-VAE for {settings.image_size} px, f{settings.downsampling}d{settings.latent_channels}, "
-        f"encoder {settings.encoder.name} at layers {settings.encoder.layers} and scale "
-        f"{settings.encoder.scale:g}{noise}."
-    )
+    printer.print(f"\n{report.about}")
     typer.echo(f"The tokenizer: {report.out}")
+
+
+def _import(kind: str, file: Path, out: Path, options: dict[str, Any]) -> ImportReport[Any]:
+    if kind == "vfm-vae":
+        from lumitok.pipelines.import_weights import Options, import_vfm_vae
+
+        return import_vfm_vae(file, out, Options(**options))
+    from lumitok.pipelines.import_ldm import LDMOptions, import_diffusers, import_va_vae
+
+    return (import_diffusers if kind == "diffusers" else import_va_vae)(file, out, LDMOptions(**options))
+
+
+def _check(kind: str, options: dict[str, Any]) -> None:
+    """Raise a LumitokError for an unknown kind, or an option that belongs to another."""
+    from lumitok.errors import LumitokError, nearest
+
+    if kind not in TAKES:
+        raise LumitokError(f"lumitok imports {', '.join(TAKES)}, not '{kind}'{nearest(kind, TAKES)}")
+    for name in options:
+        if name not in TAKES[kind]:
+            flag = f"--{name.replace('_', '-')}"
+            owners = " and ".join(other for other, names in TAKES.items() if name in names)
+            raise LumitokError(f"{flag} is an option of {owners}; {kind} does not take it, leave it out")
+    if "latents_count" in options and "latents_stats" not in options:
+        raise LumitokError("--latents-count counts the pictures of --latents-stats; name that file too")
 
 
 def _layers(text: str) -> tuple[int, ...]:

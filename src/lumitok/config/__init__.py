@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from lumitok.config.models import (
     BLOCKS,
+    AlignTokConfig,
     EncoderConfig,
     FrozenLDMConfig,
+    LDMConfig,
+    LoRAConfig,
     ModelConfig,
     TokenizerConfig,
     VFMVAEConfig,
@@ -42,11 +45,14 @@ from lumitok.config.training import (
 __all__ = [
     "BLOCKS",
     "RECIPES",
+    "AlignTokConfig",
     "DataConfig",
     "DiscriminatorConfig",
     "EncoderConfig",
     "EquivarianceConfig",
     "FrozenLDMConfig",
+    "LDMConfig",
+    "LoRAConfig",
     "LossConfig",
     "ModelConfig",
     "PatchDiscriminatorConfig",

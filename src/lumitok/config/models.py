@@ -32,16 +32,14 @@ class TokenizerConfig(Section):
 
     type: str
     """The kind of tokenizer."""
-    encoder: EncoderConfig
-    """The frozen encoder."""
     image_size: int = Field(256, ge=32, multiple_of=32)
     """Side in pixels of the pictures it is trained on."""
     downsampling: Literal[8, 16] = 16
     """Picture side divided by latent side."""
     latent_channels: int = Field(32, ge=1)
     """Channels of the latent z."""
-    vf_head: bool = True
-    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
+    vf_head: bool = False
+    """Whether a 1x1 convolution from z to a foundation encoder's width is kept for the VF loss."""
     initial_logvar: float = 0.0
     """Log-variance of the posterior before training. At 0, the paper's, the noise is larger than the
     signal and training spends its first images on turning it down; short runs start lower."""
@@ -78,6 +76,8 @@ class VFMVAEConfig(TokenizerConfig):
     """The frozen encoder; the paper reads layers [0, 12, -1] of SigLIP2-Large at 512 px."""
     image_size: int = Field(256, ge=32, multiple_of=32)
     """Side in pixels of the pictures it is trained on; it sets the number of decoder blocks."""
+    vf_head: bool = True
+    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
     projection: Literal["several", "single", "convolution"] = "several"
     """``several``: each feature map has its own attention projection, then one fuses them (the
     released code); ``single``: the maps are concatenated and projected once (the paper's text);
@@ -169,6 +169,95 @@ def block_count(image_size: int) -> int:
     return 6 + min(0, math.floor(math.log2(image_size / 256)))
 
 
+class LDMConfig(TokenizerConfig):
+    """Encoder and decoder of latent diffusion (arXiv 2112.10752), both trained: VAE, VA-VAE, SD-VAE.
+
+    The defaults are VA-VAE's f16d32 (arXiv 2501.01423); SD-VAE's f8d4 has multipliers [1, 2, 4, 4] and
+    attention in the middle alone.
+    """
+
+    type: Literal["ldm"] = "ldm"
+    vf_channels: int = Field(1024, ge=1)
+    """Width of the foundation encoder that the VF loss compares with (``losses.vf_encoder``)."""
+    channels: int = Field(128, ge=32, multiple_of=32)
+    """Channels at the picture's size."""
+    multipliers: list[int] = [1, 1, 2, 2, 4]
+    """Factor on ``channels`` at each level, the picture's size first; each further level has half the
+    side."""
+    encoder_blocks: int = Field(2, ge=1)
+    """Residual blocks a level of the encoder."""
+    decoder_blocks: int = Field(3, ge=1)
+    """Residual blocks a level of the decoder."""
+    level_attention: bool = True
+    """Whether attention follows each residual block at the latent's size; the middle always has it."""
+    latent_convolutions: bool = True
+    """Whether a 1x1 convolution stands on either side of the latent (``quant_conv``, ``post_quant_conv``)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LDMConfig:
+        _check_levels("multipliers", self.multipliers, self.downsampling)
+        return self
+
+
+def _check_levels(name: str, multipliers: list[int], downsampling: int) -> None:
+    """A level halves the side, but for the last."""
+    levels = int(math.log2(downsampling)) + 1
+    if len(multipliers) != levels:
+        raise ValueError(f"{name} has {len(multipliers)} numbers; downsampling {downsampling} needs {levels}")
+    if min(multipliers) < 1:
+        raise ValueError(f"{name} are 1 or more, not {min(multipliers)}")
+
+
+class LoRAConfig(Section):
+    """Low-rank updates of the encoder's linear layers (arXiv 2106.09685), in place of training them whole."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: list[str] = ["qkv", "proj", "fc1", "fc2"]
+    """Last names of the linear layers that get an update; timm's attention and MLP layers."""
+
+
+class AlignTokConfig(TokenizerConfig):
+    """AlignTok (arXiv 2509.25162): a foundation encoder, an adapter, and a convolutional decoder.
+
+    The latent is deterministic. The defaults are the paper's f16d32 on DINOv2-Large; also the variant of
+    VA-VAE whose encoder is a vision transformer (``encoder.weights: random``).
+    """
+
+    type: Literal["aligntok"] = "aligntok"
+    encoder: EncoderConfig
+    """The foundation encoder that becomes the tokenizer's; its map lies on the latent's grid."""
+    lora: LoRAConfig | None = None
+    """Train low-rank updates of the encoder alone; None: the encoder's own weights."""
+    adapter_channels: int = Field(64, ge=1)
+    """Width between the adapter's two layers; 64 follows from the counts of the paper's Table 6."""
+    adapter_activation: Literal["gelu", "silu", "relu"] = "gelu"
+    """Between the adapter's two layers; the paper does not name it."""
+    vf_channels: int = Field(1024, ge=1)
+    """Width of the foundation encoder that the VF loss compares with, where there is one."""
+    decoder: Literal["ldm", "hybrid"] = "ldm"
+    """``ldm``: latent diffusion's, 41.4 M; ``hybrid``: a vision transformer before it (Table 1, 351 M)."""
+    decoder_channels: int = Field(128, ge=32, multiple_of=32)
+    """Channels of the decoder at the picture's size."""
+    decoder_multipliers: list[int] = [1, 1, 2, 2, 4]
+    """Factor on ``decoder_channels`` at each level, the picture's size first."""
+    decoder_blocks: int = Field(3, ge=1)
+    """Residual blocks a level."""
+    hybrid_depth: int = Field(24, ge=1)
+    """Blocks of the hybrid decoder's transformer."""
+    hybrid_width: int = Field(1024, ge=64, multiple_of=64)
+    """Width of the hybrid decoder's transformer; a head has 64 channels."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AlignTokConfig:
+        _check_levels("decoder_multipliers", self.decoder_multipliers, self.downsampling)
+        if len(self.encoder.layers) != 1:
+            raise ValueError(f"AlignTok reads one layer of its encoder, not {len(self.encoder.layers)}")
+        return self
+
+
 class FrozenLDMConfig(TokenizerConfig):
     """The SD-VAE-style baseline of VFM-VAE (arXiv 2510.18457), Table 3; the defaults are the paper's.
 
@@ -180,8 +269,6 @@ class FrozenLDMConfig(TokenizerConfig):
     encoder: EncoderConfig
     """The frozen encoder; its maps lie on the latent's grid. The paper reads the end of SigLIP2-Large
     at 256 px."""
-    vf_head: bool = False
-    """Whether a 1x1 convolution from z to the encoder's width is kept for the VF loss."""
     adapter_channels: int = Field(153, ge=1)
     """Channels between the two convolutions before sampling, and between the two after it. The paper
     does not give them; 153 comes nearest to its 43.0 M parameters."""
@@ -195,14 +282,7 @@ class FrozenLDMConfig(TokenizerConfig):
 
     @model_validator(mode="after")
     def _check(self) -> FrozenLDMConfig:
-        levels = int(math.log2(self.downsampling)) + 1
-        if len(self.decoder_multipliers) != levels:
-            raise ValueError(
-                f"decoder_multipliers has {len(self.decoder_multipliers)} numbers; downsampling "
-                f"{self.downsampling} needs {levels}"
-            )
-        if min(self.decoder_multipliers) < 1:
-            raise ValueError(f"decoder_multipliers are 1 or more, not {min(self.decoder_multipliers)}")
+        _check_levels("decoder_multipliers", self.decoder_multipliers, self.downsampling)
         return self
 
 
@@ -212,7 +292,10 @@ def _model_type(model: Any) -> str:
 
 
 ModelConfig = Annotated[
-    Annotated[VFMVAEConfig, Tag("vfm-vae")] | Annotated[FrozenLDMConfig, Tag("frozen-ldm")],
+    Annotated[VFMVAEConfig, Tag("vfm-vae")]
+    | Annotated[FrozenLDMConfig, Tag("frozen-ldm")]
+    | Annotated[AlignTokConfig, Tag("aligntok")]
+    | Annotated[LDMConfig, Tag("ldm")],
     Discriminator(_model_type),
 ]
 """Every kind of tokenizer a recipe can name, by ``type``."""

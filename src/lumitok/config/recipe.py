@@ -58,6 +58,16 @@ class Recipe(Section):
                 )
             if stage.losses.vf > 0 and not self.model.vf_head:
                 raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
+            if stage.losses.vf > 0 and stage.losses.vf_encoder is None and "vf_channels" in vars(self.model):
+                raise ValueError(
+                    f"stage '{stage.name}' has a vf loss, and a tokenizer of type {self.model.type} no "
+                    "frozen encoder of its own; name one as losses.vf_encoder"
+                )
+            if stage.losses.preservation > 0 and self.model.type != "aligntok":
+                raise ValueError(
+                    f"stage '{stage.name}' has a preservation loss, which needs a tokenizer whose foundation "
+                    f"encoder is trained: model.type aligntok, not {self.model.type}"
+                )
             if stage.images < stage.batch_size:
                 raise ValueError(
                     f"stage '{stage.name}' has {stage.images} images for a batch of {stage.batch_size}, so "
@@ -248,7 +258,7 @@ def _wrong_type(where: str, fault: Any) -> str:
     if not isinstance(fault["input"], dict):
         return f"{where}: input should be a section with keys and values, not {fault['input']!r}"
     wrong, known = fault["ctx"]["tag"], [tag.strip("' ") for tag in fault["ctx"]["expected_tags"].split(",")]
-    return f"{where}.type: there is no '{wrong}', only {' and '.join(known)}{nearest(wrong, known)}"
+    return f"{where}.type: there is no '{wrong}', only {', '.join(known)}{nearest(wrong, known)}"
 
 
 def _follow(location: tuple[int | str, ...], kind: Any) -> tuple[str, list[str]]:

@@ -20,9 +20,10 @@ class DataConfig(Section):
     holdout: int = Field(0, ge=0)
     """Without ``validation``: how many pictures of ``train`` to hold out, chosen by ``holdout_seed``."""
     holdout_seed: int = 0
-    preparation: Literal["random-square", "center-crop"] = "random-square"
+    preparation: Literal["random-square", "random-crop", "center-crop"] = "random-square"
     """``random-square``: VFM-VAE's, a square of 0.5 to 1 times the short side at a random place,
-    resized with Lanczos; ``center-crop``: ADM's centre crop."""
+    resized with Lanczos; ``random-crop``: AlignTok's, the short side resized to the picture's size, a
+    square at a random place; ``center-crop``: ADM's centre crop."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Side of the random square divided by the picture's short side."""
     flip: bool = True
@@ -53,6 +54,9 @@ class LossConfig(Section):
     The equations stand with each loss in ``lumitok.losses``.
     """
 
+    reduction: Literal["mean", "sum"] = "mean"
+    """``sum``: pixel and perceptual losses are multiplied by the 3 H W numbers of a picture, as latent
+    diffusion and VA-VAE have it; it changes their ratio to ``kl`` and the bound of adaptive weights."""
     l1: float = Field(0.0, ge=0)
     lpips: float = Field(0.0, ge=0)
     """LPIPS on VGG16; needs its weights (``lumitok doctor`` says whether they are at hand)."""
@@ -67,15 +71,27 @@ class LossConfig(Section):
     """Number of images seen after which ``multi_resolution_l1`` is 0; None: never."""
     kl: float = Field(0.0, ge=0)
     vf: float = Field(0.0, ge=0)
-    """VF loss (cosine and distance matrix) between the projected latent and the encoder."""
+    """VF loss (cosine and distance matrix) between the projected latent and a foundation encoder."""
+    vf_encoder: EncoderConfig | None = None
+    """The foundation encoder of the VF loss where it is not the tokenizer's own frozen one."""
     vf_adaptive: bool = True
     """Multiply ``vf`` by the ratio of gradient norms, reconstruction over VF."""
     vf_distance_margin: float = 0.0
     vf_cosine_margin: float = 0.0
+    preservation: float = Field(0.0, ge=0)
+    """AlignTok's semantic preservation: hold the latent near that of the stage's beginning."""
+    preservation_adaptive: bool = True
+    """Multiply ``preservation`` by the ratio of gradient norms, reconstruction over preservation."""
+    preservation_distance: Literal["l2", "cosine"] = "l2"
+    preservation_of: Literal["latent", "features"] = "latent"
+    """``features``: hold the encoder's map, before the adapter."""
     gan: float = Field(0.0, ge=0)
     """Adversarial loss (hinge) against ``discriminator``."""
     patchgan: float = Field(0.0, ge=0)
-    """Adversarial loss (least squares) against ``patch_discriminator``."""
+    """Adversarial loss against ``patch_discriminator``."""
+    patchgan_adaptive: bool = False
+    """Multiply ``patchgan`` by the ratio of gradient norms at the decoder's last layer, reconstruction over
+    adversarial (VQGAN, arXiv 2012.09841), at most 10,000."""
     feature_matching: float = Field(0.0, ge=0)
     """L1 between the features that ``patch_discriminator`` sees in a picture and its reconstruction."""
     gan_from: int = Field(0, ge=0)
@@ -89,7 +105,23 @@ class LossConfig(Section):
             )
         if self.feature_matching > 0 and self.patchgan == 0:
             raise ValueError("feature_matching compares features of the PatchGAN; give patchgan a weight too")
+        adaptive = {"vf": self.vf_adaptive, "preservation": self.preservation_adaptive}
+        adaptive["patchgan"] = self.patchgan_adaptive
+        for name, on in adaptive.items():
+            if on and getattr(self, name) > 0 and not self.perceptual:
+                raise ValueError(
+                    f"{name}_adaptive compares with the reconstruction's gradient, and no reconstruction "
+                    f"loss has a weight; give l1 one, or set {name}_adaptive to false"
+                )
         return self
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether any loss but those against discriminators looks at the pictures."""
+        return any(
+            weight > 0
+            for weight in (self.l1, self.lpips, self.feature_distance, self.ssim, self.multi_resolution_l1)
+        )
 
     @property
     def adversarial(self) -> bool:
@@ -114,7 +146,10 @@ class DiscriminatorConfig(Section):
 
 
 class PatchDiscriminatorConfig(Section):
-    """PatchGAN on several scales (pix2pixHD, arXiv 1711.11585, as VFM-VAE uses it)."""
+    """PatchGAN; the defaults are those of VFM-VAE's last stage (pix2pixHD, arXiv 1711.11585).
+
+    VQGAN's, which VA-VAE and AlignTok use: ``scales: 1, padding: 1, norm: batch, loss: hinge``.
+    """
 
     channels: int = Field(64, ge=1)
     """Channels of the first layer; they double with each layer up to eight times as many."""
@@ -122,6 +157,12 @@ class PatchDiscriminatorConfig(Section):
     """Layers that halve the picture."""
     scales: int = Field(3, ge=1)
     """Networks; each sees the picture at half the size of the one before."""
+    padding: Literal[1, 2] = 2
+    """Pixels that each convolution (kernel 4) pads."""
+    norm: Literal["local", "batch"] = "local"
+    """``local``: statistics of groups of at most 8 pictures; ``batch``: of all that one process sees at
+    once, so that several processes do not repeat one to the letter."""
+    loss: Literal["least-squares", "hinge"] = "least-squares"
 
 
 class EquivarianceConfig(Section):
@@ -177,6 +218,10 @@ class StageConfig(Section):
     """Largest L2 norm of each network's gradient; a larger one is scaled down. None: as it comes."""
     equivariance: EquivarianceConfig | None = None
     """Equivariance regularisation; None: none."""
+    begin: Literal["raw", "averaged"] = "raw"
+    """Weights that the stage begins with: those that were trained, or their average."""
+    average: Literal["continue", "restart"] = "continue"
+    """``restart``: the average begins anew with the stage's first weights."""
     losses: LossConfig
 
 
@@ -188,6 +233,9 @@ class TrainingConfig(Section):
     """``auto``: bfloat16 autocast where the processor has fast bfloat16, else float32."""
     accumulation: int = Field(1, ge=1)
     """Parts a step's batch is divided into, to save memory."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Weight of the past in the average: at most this, and at most (1 + n) / (10 + n) in its n-th step
+    (latent diffusion's). None: by ``ema_half_life`` and ``ema_ramp``, counted in images."""
     ema_half_life: int = Field(160_000, gt=0)
     """Images after which an old weight counts half in the average."""
     ema_ramp: float = Field(0.05, gt=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lumitok.data.bad_pictures import BadPicture, BadPictures, UnreadableError
 from lumitok.data.batches import Batch, TrainingBatches, validation_batches
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
-from lumitok.data.pictures import Pictures, open_pictures, split_holdout
+from lumitok.data.pictures import Pictures, evenly, open_pictures, split_holdout
 from lumitok.data.prepare import center_crop, prepare, random_square
 from lumitok.data.read import read_picture, reason_of
 
@@ -18,6 +18,7 @@ __all__ = [
     "TrainingBatches",
     "UnreadableError",
     "center_crop",
+    "evenly",
     "make_demo_pictures",
     "open_pictures",
     "prepare",

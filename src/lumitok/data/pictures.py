@@ -138,6 +138,13 @@ def open_pictures(path: str | Path, min_side: int = 0) -> Pictures:
     return _without_small(pictures, path, min_side) if min_side > 0 else pictures
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` places, spread evenly, the first and the last among them."""
+    if count >= total:
+        return list(range(total))
+    return [round(place * (total - 1) / max(1, count - 1)) for place in range(count)]
+
+
 def split_holdout(pictures: Pictures, count: int, seed: int) -> tuple[Pictures, Pictures]:
     """Split off ``count`` pictures; returns ``(train, held_out)``, each in the order of ``pictures``.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Preparation = Literal["random-square", "center-crop"]
+Preparation = Literal["random-square", "random-crop", "center-crop"]
 TRIES = 100
 """Replacements that are tried for one bad picture."""
 LONGEST = 64
@@ -30,7 +30,7 @@ def prepare(
     Args:
         image: RGB.
         size: side of the result in pixels.
-        preparation: ``random-square`` (VFM-VAE) or ``center-crop`` (ADM).
+        preparation: ``random-square`` (VFM-VAE), ``random-crop`` (AlignTok) or ``center-crop`` (ADM).
         crop_scale: bounds of the random square's side, divided by the picture's short side.
         flip: mirror the picture with probability one half.
         rng: the only source of chance; see :func:`augmentation_rng`.
@@ -40,6 +40,8 @@ def prepare(
     """
     if preparation == "random-square":
         image = random_square(image, size, crop_scale, rng)
+    elif preparation == "random-crop":
+        image = random_crop(image, size, rng)
     else:
         image = center_crop(image, size)
     if flip and rng.random() < 0.5:
@@ -59,12 +61,26 @@ def random_square(
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cut the centre square as ADM does (guided-diffusion's preparation of ImageNet).
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Resize the short side to ``size``, as :func:`center_crop` does, and cut a square at a random place."""
+    image = shrink_short_side(image, size)
+    left, top = (int(rng.integers(0, length - size + 1)) for length in image.size)
+    return image.crop((left, top, left + size, top + size))
 
-    Halve with a box filter while the short side is at least twice ``size``, resize the short side to
-    ``size`` with a bicubic filter, cut the centre. The ends of a picture more than 64 times as long as
-    it is wide are cut off first: a line of 1 x 60,000 pixels would become one of 4 billion.
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cut the centre square as ADM does (guided-diffusion's preparation of ImageNet)."""
+    image = shrink_short_side(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def shrink_short_side(image: Image.Image, size: int) -> Image.Image:
+    """Resize the short side to ``size``, the shape kept.
+
+    Halve with a box filter while the short side is at least twice ``size``, then resize with a bicubic
+    filter. The ends of a picture more than 64 times as long as it is wide are cut off first: a line of
+    1 x 60,000 pixels would become one of 4 billion.
     """
     longest = LONGEST * min(image.size)
     if max(image.size) > longest:
@@ -74,9 +90,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lumitok.foundation.registry import WeightsRecord, describe_weights, encoder_names
 
 if TYPE_CHECKING:
-    from lumitok.foundation.encoder import Features, FoundationEncoder, frozen_prefixes, trained_state
+    from lumitok.foundation.encoder import (
+        Features,
+        FoundationEncoder,
+        frozen_encoders,
+        frozen_prefixes,
+        trained_state,
+    )
 
 __all__ = [
     "Features",
@@ -19,13 +25,14 @@ __all__ = [
     "WeightsRecord",
     "describe_weights",
     "encoder_names",
+    "frozen_encoders",
     "frozen_prefixes",
     "trained_state",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Features", "FoundationEncoder", "frozen_prefixes", "trained_state"):
+    if name in ("Features", "FoundationEncoder", "frozen_encoders", "frozen_prefixes", "trained_state"):
         from lumitok.foundation import encoder
 
         return getattr(encoder, name)

@@ -39,9 +39,9 @@ class Features:
 
 
 class FoundationEncoder(nn.Module):
-    """A frozen timm model that turns pixels into feature maps at the layers of its config.
+    """A timm model that turns pixels into feature maps at the layers of its config; frozen unless asked.
 
-    It stays in eval mode and no parameter asks for a gradient; gradients still flow to the pixels.
+    Frozen it stays in eval mode and no parameter asks for a gradient; gradients still flow to the pixels.
     Only the blocks down to the deepest requested layer are kept: ``state_dict``, parameter counts and
     ``weights_hash`` speak of those.
 
@@ -59,13 +59,14 @@ class FoundationEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig, *, load_weights: bool = True) -> None:
+    def __init__(self, config: EncoderConfig, *, load_weights: bool = True, trainable: bool = False) -> None:
         """Build the encoder and load its weights.
 
         Args:
             config: name, layers, scale and weights.
             load_weights: False leaves the weights random, whatever the config says; it also works on
                 torch's meta device.
+            trainable: the encoder belongs to the network it is part of: it is trained and saved with it.
 
         Raises:
             LumitokError: an unknown name, a layer out of range, weights that cannot be had or do not fit.
@@ -91,7 +92,8 @@ class FoundationEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
         if load_weights and config.weights != "random":
             _load(self.model, full, entry, config)
-        self.requires_grad_(False)
+        self.trainable = trainable
+        self.requires_grad_(trainable)
         self.eval()
         self._hash: tuple[Any, str] | None = None
 
@@ -101,9 +103,9 @@ class FoundationEncoder(nn.Module):
         parameter: Tensor = next(self.model.parameters())
         return parameter.dtype
 
-    def train(self, mode: bool = True) -> FoundationEncoder:  # noqa: ARG002
-        """Stay in eval mode: the encoder is frozen."""
-        return super().train(False)
+    def train(self, mode: bool = True) -> FoundationEncoder:
+        """Stay in eval mode where the encoder is frozen."""
+        return super().train(mode and self.trainable)
 
     # --------------------------------------------------------------------------------------------
     # Sizes
@@ -279,8 +281,16 @@ class FoundationEncoder(nn.Module):
 
 def frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
     """Prefixes, such as ``encoder.``, of the names in ``module`` that belong to frozen encoders."""
-    found = [name for name, part in module.named_modules() if isinstance(part, FoundationEncoder)]
-    return tuple(f"{name}." for name in found)
+    return tuple(f"{name}." for name in frozen_encoders(module))
+
+
+def frozen_encoders(module: nn.Module) -> dict[str, FoundationEncoder]:
+    """The frozen encoders inside a module, by their names in it."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, FoundationEncoder) and not part.trainable
+    }
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

@@ -30,8 +30,12 @@ class Generator:
     others: list[str]
 
 
-def read_file(file: Path) -> dict[str, Any]:
+def read_file(file: Path, part: str = "G_ema") -> dict[str, Any]:
     """Read a file of tensors and plain values.
+
+    Args:
+        file: a torch file or safetensors.
+        part: what a user who trusts a file with code in it should save of it, for the message.
 
     Raises:
         LumitokError: there is none, it is damaged, or reading it would mean to run a pickle's code.
@@ -48,8 +52,8 @@ def read_file(file: Path) -> dict[str, Any]:
             f"'{file}' is damaged, or holds more than tensors and plain values; reading that would run code "
             "out of it, which lumitok never does. Where you trust the file, save the weights alone, with the "
             "code it was written by, and import NEW: "
-            'torch.save({"G_ema": torch.load(FILE, weights_only=False)["G_ema"]}, NEW), with `.state_dict()` '
-            "after it if that is a module"
+            f'torch.save({{"{part}": torch.load(FILE, weights_only=False)["{part}"]}}, NEW), with '
+            "`.state_dict()` after it if that is a module"
         ) from error
 
 

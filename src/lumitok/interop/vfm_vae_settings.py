@@ -1,55 +1,25 @@
 """What an official VFM-VAE file says of itself: its sizes, worked out from the shapes of its tensors.
 
-Every size has many witnesses (a block's channels stand in each of its layers), and the most frequent
-answer holds. So a file with a tensor missing or of another shape still gives the right config, and the
-comparison with that config names the tensor that is wrong and no other.
-
 Keys are those of the newer layout, see :func:`lumitok.interop.vfm_vae.number_blocks`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from lumitok.config import BLOCKS, VFMVAEConfig, block_count, first_fault
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
+from lumitok.interop.witnesses import Shapes, Witnesses
 
 FAMILIES = ("ldm_adapter.", "mapping.", "synthesis.")
 """What the keys of the official generator begin with, outside the frozen encoder."""
-Shapes = Mapping[str, torch.Size]
 _FULL_SIZE = 256  # Pixels from which the decoder has all its blocks.
-
-
-class _Witnesses:
-    """Asks the shapes of a file."""
-
-    def __init__(self, shapes: Shapes) -> None:
-        self.shapes = shapes
-
-    def count(self, pattern: str) -> int:
-        """One more than the largest number that the pattern's group finds; 0 where it finds none."""
-        return max(self.numbers(pattern), default=-1) + 1
-
-    def numbers(self, pattern: str) -> set[int]:
-        found = (re.match(pattern, key) for key in self.shapes)
-        return {int(match[1]) for match in found if match}
-
-    def most(self, pattern: str, axis: int) -> int | None:
-        """The most frequent length of an axis over all keys of the pattern; None where there are none."""
-        lengths = Counter(
-            shape[axis]
-            for key, shape in self.shapes.items()
-            if re.fullmatch(pattern, key) and -len(shape) <= axis < len(shape) and shape[axis]
-        )
-        return lengths.most_common(1)[0][0] if lengths else None
 
 
 def check_is_generator(keys: Collection[str], source: str) -> None:
@@ -65,7 +35,7 @@ def check_is_generator(keys: Collection[str], source: str) -> None:
 
 def count_projections(shapes: Shapes) -> int:
     """Feature maps of the frozen encoder that the file projects; 0 where it holds no projection."""
-    return _Witnesses(shapes).count(r"ldm_adapter\.patch_quants\.(\d+)\.")
+    return Witnesses(shapes).count(r"ldm_adapter\.patch_quants\.(\d+)\.")
 
 
 def read_settings(
@@ -88,7 +58,7 @@ def read_settings(
     Raises:
         LumitokError: the caller's values contradict the shapes, or no config has such sizes.
     """
-    seen = _Witnesses(shapes)
+    seen = Witnesses(shapes)
     blocks = seen.count(r"synthesis\.blocks\.(\d+)\.") or BLOCKS
     if blocks > BLOCKS:
         raise LumitokError(f"the file's decoder has {blocks} blocks; lumitok's has at most {BLOCKS}")
@@ -112,7 +82,7 @@ def read_settings(
         ) from None
 
 
-def _image_size(seen: _Witnesses, blocks: int, given: int | None, named: int | None) -> int:
+def _image_size(seen: Witnesses, blocks: int, given: int | None, named: int | None) -> int:
     """Side of the pictures: named by the keys or the noise maps, else told, else the blocks' default."""
     noise = seen.most(rf"synthesis\.blocks\.{blocks - 1}\..*\.noise_const", 0)
     for known, why in ((named, "name their last block's side"), (noise, "hold noise maps")):
@@ -129,7 +99,7 @@ def _image_size(seen: _Witnesses, blocks: int, given: int | None, named: int | N
     return found
 
 
-def _channels(seen: _Witnesses) -> dict[str, Any]:
+def _channels(seen: Witnesses) -> dict[str, Any]:
     """What holds for the whole model; an answer that no tensor gives is left to the config's default."""
     fields = VFMVAEConfig.model_fields
     post = r"ldm_adapter\.post_quant\.blocks\.0\."
@@ -146,7 +116,7 @@ def _channels(seen: _Witnesses) -> dict[str, Any]:
     }
 
 
-def _blocks(seen: _Witnesses, blocks: int) -> dict[str, list[int]]:
+def _blocks(seen: Witnesses, blocks: int) -> dict[str, list[int]]:
     """The lists over the distance from the last block; what the file does not tell keeps its default."""
     names = ("channels", "kernels", "depths", "blurs", "attention", "latent_channels")
     lists = {f"block_{name}": list(VFMVAEConfig.model_fields[f"block_{name}"].default) for name in names}
@@ -170,7 +140,7 @@ def _blocks(seen: _Witnesses, blocks: int) -> dict[str, list[int]]:
     return lists
 
 
-def _downsampling(seen: _Witnesses, blocks: int, post_channels: int) -> int:
+def _downsampling(seen: Witnesses, blocks: int, post_channels: int) -> int:
     """Each spatial branch brings the latent's grid to half its block's output, so each tells the latent's.
 
     An unshuffle by n multiplies the channels of the depthwise convolution by n * n, a shuffle by n those
@@ -191,7 +161,7 @@ def _downsampling(seen: _Witnesses, blocks: int, post_channels: int) -> int:
 
 
 def _scale(
-    seen: _Witnesses, projected: list[int], reductions: list[float], downsampling: int, given: float | None
+    seen: Witnesses, projected: list[int], reductions: list[float], downsampling: int, given: float | None
 ) -> float:
     """Scale of the encoder's input, from how many channels the maps have on the latent's grid.
 

@@ -28,6 +28,17 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.float().mean()
 
 
+def hinge_discriminator_scales(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Return the mean over scales of :func:`hinge_discriminator`; one tensor of logits a scale."""
+    scales = [hinge_discriminator(ours, theirs) for ours, theirs in zip(real, fake, strict=True)]
+    return torch.stack(scales).mean()
+
+
+def hinge_generator_scales(fake: Sequence[Tensor]) -> Tensor:
+    """Return the mean over scales of :func:`hinge_generator`; one tensor of logits a scale."""
+    return torch.stack([hinge_generator(logits) for logits in fake]).mean()
+
+
 def least_squares_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Return the mean over scales of mean (real - 1)^2 + mean fake^2, a scalar (arXiv 1611.04076).
 

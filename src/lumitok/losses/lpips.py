@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lumitok.errors import LumitokError
+from lumitok.foundation.downloads import WeightsFile, read_tensors
 
-VGG16_FILE = "vgg16-397923af.pth"
-VGG16_SHA256 = "397923af"  # The first digits of the hash, as torchvision writes them into the name.
 HEADS_MD5 = "d507d7349b931f0638a25a48a722f98a"
-ENVIRONMENT = "LUMITOK_VGG16"
 NORM_EPS = 1e-10
+
+
+def _vgg16_address() -> str:
+    from torchvision.models import VGG16_Weights
+
+    return str(VGG16_Weights.IMAGENET1K_V1.url)
+
+
+VGG16 = WeightsFile(
+    network="VGG16",
+    purpose="LPIPS or DISTS",
+    file="vgg16-397923af.pth",
+    sha256="397923af",
+    size=553_433_881,
+    licence="BSD-3-Clause",
+    environment="LUMITOK_VGG16",
+    origin="torchvision's (torchvision.models.vgg16, weights IMAGENET1K_V1; see its model zoo)",
+    address=_vgg16_address,
+    otherwise="Without it, the loss feature_distance on a registered encoder can take the place of lpips",
+)
+VGG16_FILE = VGG16.file
+ENVIRONMENT = VGG16.environment
 
 
 class LPIPS(nn.Module):
@@ -47,11 +65,7 @@ class LPIPS(nn.Module):
             LumitokError: the weights are missing and cannot be fetched, or are not the right ones.
         """
         super().__init__()
-        path = find_vgg16(weights)
-        if path is None and not download:
-            raise _missing("downloading is switched off")
-        backbone = _load_vgg16(path or _download(), verify=verify)
-        self.model = _build(backbone)
+        self.model = _build(load_backbone(weights, download=download, verify=verify))
         self.requires_grad_(False)
         self.eval()
 
@@ -89,62 +103,19 @@ def find_vgg16(weights: str | Path | None = None) -> Path | None:
     Raises:
         LumitokError: ``weights`` or LUMITOK_VGG16 names a file that does not exist.
     """
-    named = weights or os.environ.get(ENVIRONMENT)
-    if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            origin = "the argument" if weights else ENVIRONMENT
-            raise LumitokError(f"{origin} names '{named}' as VGG16's weights, but there is no such file")
-        return path
-    cached = _cache()
-    return cached if cached.is_file() else None
+    return VGG16.find(weights)
 
 
-def _cache() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
+def load_backbone(
+    weights: str | Path | None = None, *, download: bool = True, verify: bool = True
+) -> dict[str, Tensor]:
+    """Read VGG16's convolutions, ``N.weight`` and ``N.bias`` by their places N in torchvision's ``features``.
 
-
-def _missing(reason: str) -> LumitokError:
-    return LumitokError(
-        f"LPIPS needs VGG16's weights, {VGG16_FILE} (528 MB), and they cannot be had: {reason}. They are "
-        f"torchvision's (torchvision.models.vgg16, weights IMAGENET1K_V1): fetch the file from torchvision's "
-        f"model zoo by hand and put it at {_cache()}, or set {ENVIRONMENT} to its path. Without it, use the "
-        "loss feature_distance on a registered encoder in place of lpips"
-    )
-
-
-def _download() -> Path:
-    """Fetch VGG16's weights into torch hub's cache; fail within seconds where there is no network."""
-    from torchvision.models import VGG16_Weights
-
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    path = _cache()
-    try:
-        # torch hub waits without limit for a network that does not answer; this asks first.
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):
-            pass
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=VGG16_SHA256)
-    except (OSError, RuntimeError) as error:
-        raise _missing(f"the download failed ({error})") from error
-    return path
-
-
-def _load_vgg16(path: Path, *, verify: bool) -> dict[str, Tensor]:
-    """Read the convolutions of VGG16: ``features.N.weight`` and ``.bias`` without the prefix."""
-    if verify:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(VGG16_SHA256):
-            raise LumitokError(
-                f"{path} is not torchvision's {VGG16_FILE}: its sha256 starts with {digest[:8]}, not "
-                f"{VGG16_SHA256}; delete it and fetch it again"
-            )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise LumitokError(f"{path} cannot be read as VGG16's weights: {error}") from error
+    Arguments and errors as :class:`LPIPS`.
+    """
+    path = VGG16.obtain(weights, download=download, verify=verify)
     prefix = "features."
+    state = read_tensors(path, VGG16.network)
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 

@@ -91,8 +91,9 @@ def adaptive_weight(
     """
     if not parameter.requires_grad:
         raise LumitokError(
-            "the adaptive weight compares gradients at a layer that this stage does not train; train the "
-            "encoder's projection, or set vf_adaptive to false"
+            "an adaptive weight compares gradients at a layer that this stage does not train: the last "
+            "before the latent, or for patchgan the decoder's last; train it, or set the loss's _adaptive "
+            "key to false"
         )
     (upper,) = torch.autograd.grad(reconstruction, parameter, retain_graph=True)
     (lower,) = torch.autograd.grad(loss, parameter, retain_graph=True)

@@ -1,8 +1,7 @@
-"""Foreign checkpoints to tokenizer folders: what ``lumitok import-weights`` does."""
+"""The released VFM-VAE to a tokenizer folder: what ``lumitok import-weights vfm-vae`` does."""
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lumitok.config import VFMVAEConfig
 from lumitok.errors import LumitokError
-from lumitok.interop.faults import Faults, WrongFileError, compare
+from lumitok.interop.faults import Faults, compare
 from lumitok.interop.vfm_vae import (
     CONSTANTS,
     ENCODER_PREFIX,
@@ -40,6 +38,7 @@ from lumitok.interop.vfm_vae_settings import (
     official_keys,
     read_settings,
 )
+from lumitok.pipelines.import_folder import ImportReport, Row, check_faults, check_free, write_folder
 from lumitok.tokenizers import VFMVAE
 
 
@@ -70,25 +69,7 @@ class Options:
     faults: Path | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of what was done: what, how many tensors, and more in words."""
-
-    what: str
-    tensors: int
-    about: str
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What was read, converted and left out, and the config that the file turned out to have."""
-
-    rows: list[Row]
-    settings: VFMVAEConfig
-    out: Path
-
-
-def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> ImportReport:
+def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> ImportReport[VFMVAEConfig]:
     """Convert an official VFM-VAE checkpoint to a tokenizer folder.
 
     Nothing in the file is executed. The folder appears whole or not at all.
@@ -105,8 +86,7 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
             encoder's weights cannot be had.
     """
     options = options or Options()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LumitokError(f"'{out}' is there already; name a new folder, or an empty one")
+    check_free(out)
     found = find_generator(read_file(file), f"'{file}'")
     state, named_size = number_blocks(found.state)
     own = {key: value for key, value in state.items() if not key.startswith(ENCODER_PREFIX)}
@@ -116,11 +96,7 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     faults = _decoder_faults(own, settings)
     for kind, inside in tower_faults(tower, settings.encoder).items():
         faults[kind] += inside
-    if any(faults.values()):
-        wrong = WrongFileError(f"'{file}' does not hold a VFM-VAE generator that lumitok knows", faults)
-        if options.faults is not None:
-            options.faults.write_text("".join(f"{fault}\n" for fault in wrong.faults), encoding="utf-8")
-        raise wrong
+    check_faults(f"'{file}' does not hold a VFM-VAE generator that lumitok knows", faults, options.faults)
     statistics = None
     if options.latents_stats is not None:
         statistics = read_latent_statistics(options.latents_stats, settings.latent_channels)
@@ -130,7 +106,7 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     _load(tokenizer, ours)
     if statistics is not None:
         tokenizer.set_latent_statistics(*statistics, options.latents_count)
-    _write(tokenizer, out, bundle=chosen.bundle)
+    write_folder(tokenizer, out, bundle=chosen.bundle)
     layout = "blocks numbered" if named_size is None else "the older layout, blocks named by their side"
     rows = [
         Row("read", len(state), f"{found.part} of {file.name}, {layout}"),
@@ -141,7 +117,16 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     ]
     if statistics is not None:
         rows.append(Row("statistics", 2, f"the latent's statistics, over {options.latents_count} pictures"))
-    return ImportReport(rows, tokenizer.settings, out)
+    return ImportReport(rows, tokenizer.settings, out, _about(tokenizer.settings))
+
+
+def _about(settings: VFMVAEConfig) -> str:
+    noise = ", with the constant noise of the released weights" if settings.legacy_noise else ""
+    return (
+        f"A VFM-VAE for {settings.image_size} px, f{settings.downsampling}d{settings.latent_channels}, "
+        f"encoder {settings.encoder.name} at layers {settings.encoder.layers} and scale "
+        f"{settings.encoder.scale:g}{noise}."
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -189,19 +174,6 @@ def _load(tokenizer: VFMVAE, state: dict[str, Tensor]) -> None:
     assert not left, "a state compared before has every key"
     assert not keys.unexpected_keys, "a state compared before has no other key"
     tokenizer.eval()
-
-
-def _write(tokenizer: VFMVAE, out: Path, *, bundle: bool) -> None:
-    """Write beside the folder and rename, so that a full disk or a kill leaves no half of one."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-            tokenizer.save_pretrained(Path(beside) / "tokenizer", bundle_encoder=bundle)
-            if out.exists():
-                out.rmdir()
-            (Path(beside) / "tokenizer").rename(out)
-    except (OSError, SafetensorError) as error:
-        raise LumitokError(f"cannot write '{out}': {error}") from error
 
 
 def _dropped(own: Mapping[str, Any], found: Generator) -> list[Row]:

@@ -100,7 +100,7 @@ def inform(name: str) -> Information:
         latent={"channels": model.latent_channels, "height": side, "width": side},
         parameters=Parameters(
             trainable=sum(parts.values()),
-            frozen=_count(tokenizer.encoder, trained=False),
+            frozen=0 if tokenizer.frozen is None else _count(tokenizer.frozen, trained=False),
             discriminator=_count(judges, trained=True) if len(judges) else None,
             discriminator_frozen=_count(judges, trained=False) if len(judges) else None,
             parts=parts,

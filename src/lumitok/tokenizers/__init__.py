@@ -1,13 +1,19 @@
 """Image <-> latent: the contract and the tokenizers that keep it."""
 
-from lumitok.config import FrozenLDMConfig, ModelConfig, VFMVAEConfig
+from lumitok.config import AlignTokConfig, FrozenLDMConfig, LDMConfig, ModelConfig, VFMVAEConfig
+from lumitok.tokenizers.aligntok import AlignTok
+from lumitok.tokenizers.autoencoder import EncoderOutput
 from lumitok.tokenizers.base import DecoderOutput, Equivariance, Generators, Tokenizer, TokenizerOutput
 from lumitok.tokenizers.frozen_ldm import FrozenLDM
+from lumitok.tokenizers.ldm_vae import LDMVAE
 from lumitok.tokenizers.vfm_vae import VFMVAE
 
 __all__ = [
+    "LDMVAE",
     "VFMVAE",
+    "AlignTok",
     "DecoderOutput",
+    "EncoderOutput",
     "Equivariance",
     "FrozenLDM",
     "Generators",
@@ -16,7 +22,12 @@ __all__ = [
     "build_tokenizer",
 ]
 
-_KINDS: dict[type, type[Tokenizer]] = {VFMVAEConfig: VFMVAE, FrozenLDMConfig: FrozenLDM}
+_KINDS: dict[type, type[Tokenizer]] = {
+    VFMVAEConfig: VFMVAE,
+    FrozenLDMConfig: FrozenLDM,
+    AlignTokConfig: AlignTok,
+    LDMConfig: LDMVAE,
+}
 
 
 def build_tokenizer(config: ModelConfig, *, load_weights: bool = True) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The contract every tokenizer keeps: what diffusers users know, with the encoder left out of the file.
+"""The contract every tokenizer keeps: what diffusers users know, with a frozen encoder left out of the file.
 
 pictures (B, 3, H, W) in [-1, 1]  --encode-->  posterior over z (B, C, h, w), raw
 z (B, C, h, w), raw               --decode-->  pictures in [-1, 1], unbounded
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lumitok.config import Section, first_fault
+from lumitok.config import TokenizerConfig, first_fault
 from lumitok.data.latents import LatentSpec
 from lumitok.errors import LumitokError, nearest
-from lumitok.foundation import FoundationEncoder, trained_state
+from lumitok.foundation import FoundationEncoder, frozen_prefixes, trained_state
 from lumitok.foundation.weights import hash_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -67,9 +69,10 @@ class TokenizerOutput:
     latent: Tensor
     """Sampled z (B, C, h, w), before any equivariance's change."""
     mean: Tensor
-    logvar: Tensor
-    features: Tensor
-    """The encoder's last requested map (B, C_f, H', W')."""
+    logvar: Tensor | None
+    """None where the latent is deterministic."""
+    features: Tensor | None
+    """The last map (B, C_f, H', W') that the foundation encoder gave, where the tokenizer has one."""
     projected: Tensor | None
     """z through the VF head (B, C_f, h, w), where there is one."""
 
@@ -78,14 +81,16 @@ class Tokenizer(ModelMixin, ConfigMixin):
     """Base of all tokenizers; :meth:`from_pretrained` on it opens any of them.
 
     A subclass sets ``Settings`` (its typed config), builds itself from it, and has ``encode``,
-    ``decode`` and ``parts``. A frozen foundation encoder lives in ``encoder``: it is named in
-    ``config.json`` with a hash of its weights and not copied into the weights file.
+    ``decode`` and the other abstract methods. A frozen foundation encoder lives in ``encoder``: it is
+    named in ``config.json`` with a hash of its weights and not copied into the weights file. An encoder
+    that is trained is like any other part.
     """
 
     config_name = "config.json"
-    Settings: ClassVar[type[Section]]
+    Settings: ClassVar[type[TokenizerConfig]]
+    trains_encoder: ClassVar[bool] = False
+    """Whether the foundation encoder is trained and saved with the rest."""
     _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
-    encoder: FoundationEncoder
     settings: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -93,10 +98,11 @@ class Tokenizer(ModelMixin, ConfigMixin):
         if "Settings" in cls.__dict__:  # A class between this one and those has none.
             Tokenizer._kinds[cls.__name__] = cls
 
-    def __init__(self, settings: Section, encoder: FoundationEncoder) -> None:
+    def __init__(self, settings: TokenizerConfig, encoder: FoundationEncoder | None = None) -> None:
         super().__init__()
         self.settings = settings
-        self.encoder = encoder
+        if encoder is not None:
+            self.encoder = encoder
         self.register_to_config(**settings.model_dump(mode="json"))
 
     def __getattr__(self, name: str) -> Any:
@@ -120,36 +126,73 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     @abstractmethod
     def balance_parameter(self) -> nn.Parameter:
-        """The parameter at which gradient norms are compared when a loss's weight adapts."""
+        """The last weight of the encoding side: where gradients are compared for a loss on the latent."""
+
+    @abstractmethod
+    def last_parameter(self) -> nn.Parameter:
+        """The last weight of the decoding side: where gradients are compared for an adversarial loss."""
 
     # --------------------------------------------------------------------------------------------
     # What is trained
 
+    @property
+    def foundation(self) -> FoundationEncoder | None:
+        """The foundation encoder, frozen or trained; None where the tokenizer has none."""
+        found = self._modules.get("encoder")
+        return found if isinstance(found, FoundationEncoder) else None
+
+    @property
+    def frozen(self) -> FoundationEncoder | None:
+        """The foundation encoder where it is frozen: named in the config, not in the weights file."""
+        return None if self.trains_encoder else self.foundation
+
     def trainable_names(self) -> list[str]:
-        """Names of all parameters outside the frozen encoder."""
-        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
+        """Names of all parameters outside a frozen encoder."""
+        frozen = frozen_prefixes(self)
+        return [name for name, _ in self.named_parameters() if not name.startswith(frozen)]
 
     def parts(self) -> dict[str, int]:
-        """Count the parameters outside the frozen encoder, part by part: top-level module, or block."""
+        """Count the parameters outside a frozen encoder, part by part: top-level module, or block."""
         counts: dict[str, int] = {}
-        for name, parameter in self.named_parameters():
+        parameters = dict(self.named_parameters())
+        for name in self.trainable_names():
             steps = name.split(".")
-            if steps[0] == "encoder":
-                continue
             part = ".".join(steps[:2]) if steps[0] == "blocks" else steps[0]
-            counts[part] = counts.get(part, 0) + parameter.numel()
+            counts[part] = counts.get(part, 0) + parameters[name].numel()
         return counts
 
     # --------------------------------------------------------------------------------------------
     # The latent
 
     @property
+    def config(self) -> FrozenDict:
+        """The settings, and under diffusers' names what its pipelines ask of a VAE.
+
+        Its pipelines know two ways to bring z to unit variance: (z - ``shift_factor``) *
+        ``scaling_factor`` with two numbers, or ``latents_mean`` and ``latents_std`` by channel, and where
+        a config has both, some apply both. So it has one of them: numbers where all channels share
+        their statistics, as in an imported AutoencoderKL; else the channels', and the numbers change
+        nothing. ``latent_spec`` has the statistics in either case.
+        """
+        mean, std = self.settings.latents_mean, self.settings.latents_std
+        known: dict[str, Any] = {"scaling_factor": 1.0, "shift_factor": 0.0}
+        if mean and std and len(set(mean)) == len(set(std)) == 1:
+            known = {"scaling_factor": 1 / std[0], "shift_factor": mean[0]}
+            known |= {"latents_mean": None, "latents_std": None}
+        known |= {"block_out_channels": self.level_widths(), "force_upcast": True}
+        return FrozenDict({**self._internal_dict, **known})
+
+    def level_widths(self) -> list[int]:
+        """One number a level of resolution: diffusers' pipelines count them to know the downsampling."""
+        return [self.settings.latent_channels] * int(math.log2(self.settings.downsampling) + 1)
+
+    @property
     def latent_spec(self) -> LatentSpec:
         """Shape and statistics of the latents of pictures of ``config.image_size``."""
-        side = self.config.image_size // self.config.downsampling
-        mean, std = self.config.latents_mean, self.config.latents_std
+        side = self.settings.image_size // self.settings.downsampling
+        mean, std = self.settings.latents_mean, self.settings.latents_std
         return LatentSpec(
-            channels=self.config.latent_channels,
+            channels=self.settings.latent_channels,
             height=side,
             width=side,
             mean=None if mean is None else tuple(mean),
@@ -165,7 +208,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     def fingerprint(self) -> str:
         """Return a hash of the weights, trained and frozen: equal latents need equal fingerprints."""
-        both = self.encoder.weights_hash() + hash_weights(trained_state(self).items())
+        frozen = "" if self.frozen is None else self.frozen.weights_hash()
+        both = frozen + hash_weights(trained_state(self).items())
         return hashlib.sha256(both.encode()).hexdigest()
 
     # --------------------------------------------------------------------------------------------
@@ -176,22 +220,21 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
         Args:
             save_directory: folder to write to, made if need be.
-            bundle_encoder: also write the frozen encoder's weights, so that the folder needs nothing
+            bundle_encoder: also write a frozen encoder's weights, so that the folder needs nothing
                 else. An encoder with random weights is always written: nobody else has them.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        bundle_encoder = bundle_encoder or self.settings.encoder.weights == "random"
-        # The hash found at loading holds also where the weights were converted to another type since.
-        found = self.settings.encoder.sha256 or self.encoder.weights_hash()
-        encoder = self.settings.encoder.model_copy(update={"sha256": found})
-        self.register_to_config(encoder=encoder.model_dump(mode="json"))
         save_file(_contiguous(trained_state(self)), folder / WEIGHTS, metadata={"format": "pt"})
-        if bundle_encoder:
-            state = _contiguous(self.encoder.state_dict())
-            save_file(state, folder / ENCODER_WEIGHTS, metadata={"format": "pt"})
-        else:
-            (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
+        (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
+        if self.frozen is not None:
+            # The hash found at loading holds also where the weights were converted to another type since.
+            found = self.settings.encoder.sha256 or self.frozen.weights_hash()
+            encoder = self.settings.encoder.model_copy(update={"sha256": found})
+            self.register_to_config(encoder=encoder.model_dump(mode="json"))
+            if bundle_encoder or self.settings.encoder.weights == "random":
+                state = _contiguous(self.frozen.state_dict())
+                save_file(state, folder / ENCODER_WEIGHTS, metadata={"format": "pt"})
         self.save_config(folder)
 
     @classmethod
@@ -230,30 +273,37 @@ class Tokenizer(ModelMixin, ConfigMixin):
             raise LumitokError(f"{folder} holds a {kind}, not a {cls.__name__}; open it with Tokenizer")
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         if encoder_weights is not None:
+            if chosen.trains_encoder or "encoder" not in values:
+                raise LumitokError(
+                    f"{folder} holds a {kind}, which has no frozen encoder; drop encoder_weights"
+                )
             values["encoder"] = {**values["encoder"], "weights": encoder_weights}
         try:
             settings = chosen.Settings.model_validate(values)
         except ValidationError as error:
             raise LumitokError(f"{folder / 'config.json'}: {first_fault(error, chosen.Settings)}") from None
         bundled = folder / ENCODER_WEIGHTS
-        if bundled.is_file() and encoder_weights is None:
-            tokenizer = chosen.from_settings(settings, load_weights=False)
-            _load_strictly(tokenizer.encoder, _open(bundled), str(bundled))
+        at_hand = chosen.trains_encoder or (bundled.is_file() and encoder_weights is None)
+        tokenizer = chosen.from_settings(settings, load_weights=not at_hand)
+        if at_hand and tokenizer.frozen is not None:
+            _load_strictly(tokenizer.frozen, _open(bundled), str(bundled))
             tokenizer.check_encoder()
-        else:
-            tokenizer = chosen.from_settings(settings)
-        _load_strictly(tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but="encoder.")
+        _load_strictly(
+            tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but=frozen_prefixes(tokenizer)
+        )
         tokenizer.eval()
         if torch_dtype is not None:
-            for name, part in tokenizer.named_children():
-                if name != "encoder":
+            for part in tokenizer.children():
+                if part is not tokenizer.frozen:
                     part.to(torch_dtype)
         return tokenizer
 
     @classmethod
     def from_settings(cls, settings: Any, *, load_weights: bool = True) -> Self:
-        """Build a tokenizer, its own weights random, its encoder's loaded unless told otherwise."""
-        encoder = FoundationEncoder(settings.encoder, load_weights=load_weights)
+        """Build a tokenizer, its own weights random, a foundation encoder's loaded unless told otherwise."""
+        if "encoder" not in type(settings).model_fields:
+            return cls(settings)
+        encoder = FoundationEncoder(settings.encoder, load_weights=load_weights, trainable=cls.trains_encoder)
         tokenizer = cls(settings, encoder)
         if load_weights:
             tokenizer.check_encoder()
@@ -261,11 +311,13 @@ class Tokenizer(ModelMixin, ConfigMixin):
 
     def check_encoder(self) -> None:
         """Raise a LumitokError where the encoder's weights are not those named in the config."""
-        wanted = self.settings.encoder.sha256
-        if wanted is not None and self.encoder.weights_hash() != wanted:
+        if self.foundation is None:
+            return
+        wanted, found = self.settings.encoder.sha256, self.foundation.weights_hash()
+        if wanted is not None and found != wanted:
             raise LumitokError(
                 f"the weights of the encoder '{self.settings.encoder.name}' have the hash "
-                f"{self.encoder.weights_hash()[:12]}, but this tokenizer was trained with {wanted[:12]}; "
+                f"{found[:12]}, but this tokenizer was trained with {wanted[:12]}; "
                 f"give the right file as encoder_weights"
             )
 
@@ -328,9 +380,11 @@ def _open(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load_strictly(module: nn.Module, state: dict[str, Tensor], source: str, but: str | None = None) -> None:
+def _load_strictly(
+    module: nn.Module, state: dict[str, Tensor], source: str, but: tuple[str, ...] = ()
+) -> None:
     """Load a state, reporting every key that is missing, left over or of another shape."""
-    wanted = {n: t for n, t in module.state_dict().items() if but is None or not n.startswith(but)}
+    wanted = {n: t for n, t in module.state_dict().items() if not n.startswith(but)}
     faults = [f"missing {n}" for n in wanted if n not in state]
     faults += [f"unexpected {n}" for n in state if n not in wanted]
     faults += [

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lumitok.config import FrozenLDMConfig
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
+from lumitok.tokenizers.autoencoder import weight_of
 from lumitok.tokenizers.frozen import FrozenEncoderTokenizer
 from lumitok.tokenizers.ldm import LDMDecoder
 
@@ -32,7 +33,7 @@ class FrozenLDM(FrozenEncoderTokenizer):
         latent, width = settings.latent_channels, settings.adapter_channels
         self.compress = _two_convolutions(sum(encoder.channels), width, 2 * latent)
         self.start_posterior()
-        self.vf_head = self.make_vf_head()
+        self.vf_head = self.make_vf_head(encoder.channels[-1])
         self.expand = _two_convolutions(latent, width, latent)
         self.decoder = LDMDecoder(
             latent, settings.decoder_channels, tuple(settings.decoder_multipliers), settings.decoder_blocks
@@ -49,6 +50,10 @@ class FrozenLDM(FrozenEncoderTokenizer):
         convolution = self.compress[-1]
         assert isinstance(convolution, nn.Conv2d)
         return convolution
+
+    def last_parameter(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution."""
+        return weight_of(self.decoder.conv_out)
 
     def moments(self, features: list[Tensor]) -> Tensor:
         """Feature maps -> mean and log-variance, stacked (B, 2C, h, w), unclamped."""

@@ -1,9 +1,12 @@
-"""The decoder of latent diffusion models (arXiv 2112.10752), as VA-VAE (arXiv 2501.01423) has it.
+"""Encoder and decoder of latent diffusion models (arXiv 2112.10752), as VA-VAE (arXiv 2501.01423) has them.
 
+picture -> convolution -> levels, each but the last half the size -> residual, attention, residual -> moments
 z -> convolution -> residual, attention, residual -> levels, each but the last twice the size -> picture
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,27 +60,91 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks, each followed by attention if asked for, then twice the size but at the last level."""
+    """Residual blocks, each followed by attention if asked for, then half or twice the size if asked for."""
 
     def __init__(
-        self, in_channels: int, channels: int, blocks: int, *, attention: bool, upsample: bool
+        self,
+        in_channels: int,
+        channels: int,
+        blocks: int,
+        *,
+        attention: bool,
+        resize: Literal["up", "down"] | None,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             ResidualBlock(channels if index else in_channels, channels) for index in range(blocks)
         )
         self.attention = nn.ModuleList(Attention(channels) for _ in range(blocks if attention else 0))
-        self.upsample = nn.Conv2d(channels, channels, 3, padding=1) if upsample else None
+        self.upsample = nn.Conv2d(channels, channels, 3, padding=1) if resize == "up" else None
+        self.downsample = nn.Conv2d(channels, channels, 3, stride=2) if resize == "down" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C, 2H, 2W), or (B, C, H, W) at the last level."""
+        """(B, C_in, H, W) -> (B, C, H, W), or with half or twice the sides."""
         for index, block in enumerate(self.blocks):
             x = block(x)
             if self.attention:
                 x = self.attention[index](x)
         if self.upsample is not None:
             x = self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if self.downsample is not None:
+            # Zeros on the right and below alone: the published weights were trained with that.
+            x = self.downsample(F.pad(x, (0, 1, 0, 1)))
         return x
+
+
+def _middle(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels)
+    )
+
+
+class LDMEncoder(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] -> mean and log-variance of z, stacked (B, 2 Z, h, w).
+
+    Args:
+        latent_channels: Z.
+        channels: at the picture's size.
+        multipliers: factor on ``channels`` at each level, the picture's size first; n of them give
+            latents of 1 / 2^(n - 1) of the picture's side, rounded down.
+        blocks: residual blocks a level.
+        level_attention: whether attention follows each of them at the latent's size.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        blocks: int = 2,
+        *,
+        level_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = [channels * factor for factor in multipliers]
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        last = len(widths) - 1
+        self.levels = nn.Sequential(
+            *(
+                Level(
+                    before,
+                    width,
+                    blocks,
+                    attention=level_attention and index == last,
+                    resize="down" if index < last else None,
+                )
+                for index, (before, width) in enumerate(zip([channels, *widths], widths, strict=False))
+            )
+        )
+        self.middle = _middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2 Z, h, w)."""
+        h = self.middle(self.levels(self.conv_in(x)))
+        moments: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return moments
 
 
 class LDMDecoder(nn.Module):
@@ -88,7 +155,8 @@ class LDMDecoder(nn.Module):
         channels: at the picture's size.
         multipliers: factor on ``channels`` at each level, the picture's size first; n of them give
             pictures of 2^(n - 1) times the latent's side.
-        blocks: residual blocks a level. Attention follows each of them at the latent's size.
+        blocks: residual blocks a level.
+        level_attention: whether attention follows each of them at the latent's size.
     """
 
     def __init__(
@@ -97,17 +165,23 @@ class LDMDecoder(nn.Module):
         channels: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         blocks: int = 3,
+        *,
+        level_attention: bool = True,
     ) -> None:
         super().__init__()
         widths = [channels * factor for factor in reversed(multipliers)]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.middle = nn.Sequential(
-            ResidualBlock(widths[0], widths[0]), Attention(widths[0]), ResidualBlock(widths[0], widths[0])
-        )
+        self.middle = _middle(widths[0])
         last = len(widths) - 1
         self.levels = nn.Sequential(
             *(
-                Level(before, width, blocks, attention=index == 0, upsample=index < last)
+                Level(
+                    before,
+                    width,
+                    blocks,
+                    attention=level_attention and index == 0,
+                    resize="up" if index < last else None,
+                )
                 for index, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
             )
         )

@@ -1,4 +1,4 @@
-"""The posterior over a latent: a diagonal Gaussian."""
+"""The distribution over a latent: a diagonal Gaussian, or a single point."""
 
 from __future__ import annotations
 
@@ -49,3 +49,25 @@ class DiagonalGaussian:
     def kl(self) -> Tensor:
         """KL divergence from N(0, 1), summed over a picture's numbers: (B,)."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).sum(dim=(1, 2, 3))
+
+
+class PointMass:
+    """The distribution of a deterministic latent: all of it at z; drawing gives z.
+
+    Args:
+        z: (B, C, h, w).
+    """
+
+    logvar = None
+
+    def __init__(self, z: Tensor) -> None:
+        self.mean = z
+
+    def sample(self, generator: Generators = None) -> Tensor:
+        """Return z; nothing is drawn."""
+        del generator
+        return self.mean
+
+    def mode(self) -> Tensor:
+        """Return z."""
+        return self.mean

@@ -365,7 +365,7 @@ class VFMVAE(FrozenEncoderTokenizer):
         )
         self.fuse = _projection(settings, fused, 2 * settings.latent_channels)
         self.start_posterior()
-        self.vf_head = self.make_vf_head()
+        self.vf_head = self.make_vf_head(encoder.channels[-1])
 
         self.expand = _projection(settings, settings.latent_channels, settings.post_channels)
         self.mapping = MappingNetwork(settings.post_channels, settings.style_channels)
@@ -391,6 +391,12 @@ class VFMVAE(FrozenEncoderTokenizer):
     def last_compression(self) -> nn.Linear | nn.Conv2d:
         """The last linear layer of the common projection, or the 1x1 convolution in its place."""
         return self.fuse if isinstance(self.fuse, nn.Conv2d) else self.fuse.mlp.w2
+
+    def last_parameter(self) -> nn.Parameter:
+        """The weight of the last block's image."""
+        last = self.blocks[-1]
+        assert isinstance(last, SynthesisBlock)
+        return last.to_rgb.weight
 
     # --------------------------------------------------------------------------------------------
     # Pictures to latent

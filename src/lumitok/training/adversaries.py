@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from lumitok.config import LossConfig, Recipe
 from lumitok.foundation import frozen_prefixes
 from lumitok.losses.adversarial import (
     hinge_discriminator,
+    hinge_discriminator_scales,
     hinge_generator,
+    hinge_generator_scales,
     least_squares_discriminator,
     least_squares_generator,
 )
@@ -22,6 +25,14 @@ from lumitok.losses.feature_matching import feature_matching
 
 Terms = dict[str, tuple[float, Tensor]]
 """Name of a loss -> (weight, value)."""
+
+
+PatchLoss = Literal["least-squares", "hinge"]
+PATCH_LOSSES = {
+    "least-squares": (least_squares_discriminator, least_squares_generator),
+    "hinge": (hinge_discriminator_scales, hinge_generator_scales),
+}
+"""The PatchGAN's loss, and its opponent's: logits of real and fake pictures, one tensor a scale."""
 
 
 @dataclass
@@ -53,6 +64,11 @@ class Discriminators(nn.Module):
         if recipe.patch_discriminator is not None and any(s.losses.patchgan > 0 for s in recipe.stages):
             patch = PatchDiscriminator(recipe.patch_discriminator)
         return None if foundation is None and patch is None else cls(foundation, patch)
+
+    @property
+    def patch_loss(self) -> PatchLoss:
+        """The loss that the PatchGAN is trained with."""
+        return "least-squares" if self.patch is None else self.patch.config.loss
 
     def set_trained(self, losses: LossConfig, on: bool) -> list[nn.Parameter]:
         """Let gradients reach the parameters of the discriminators in use, or none; return those.
@@ -87,27 +103,31 @@ class Discriminators(nn.Module):
         return Judgement(foundation, patch)
 
 
-def discriminator_terms(real: Judgement, fake: Judgement) -> Terms:
-    """What the discriminators minimise: each its own loss, weight 1."""
+def discriminator_terms(real: Judgement, fake: Judgement, loss: PatchLoss) -> Terms:
+    """What the discriminators minimise: each its own loss, weight 1; ``loss`` is the PatchGAN's."""
     terms: Terms = {}
     if real.foundation is not None and fake.foundation is not None:
         terms["discriminator"] = (1.0, hinge_discriminator(real.foundation, fake.foundation))
     if real.patch is not None and fake.patch is not None:
         logits = ([scale[-1] for scale in side.patch or ()] for side in (real, fake))
-        terms["patch_discriminator"] = (1.0, least_squares_discriminator(*logits))
+        terms["patch_discriminator"] = (1.0, PATCH_LOSSES[loss][0](*logits))
     return terms
 
 
-def generator_terms(fake: Judgement, real: list[list[Tensor]] | None, losses: LossConfig) -> Terms:
+def generator_terms(
+    fake: Judgement, real: list[list[Tensor]] | None, losses: LossConfig, loss: PatchLoss
+) -> Terms:
     """What the generator minimises against them.
 
     ``real``: what the PatchGAN sees in the pictures themselves; needed for feature matching alone.
+    ``loss``: the PatchGAN's.
     """
     terms: Terms = {}
     if fake.foundation is not None:
         terms["gan"] = (losses.gan, hinge_generator(fake.foundation))
     if fake.patch is not None:
-        terms["patchgan"] = (losses.patchgan, least_squares_generator([scale[-1] for scale in fake.patch]))
+        logits = [scale[-1] for scale in fake.patch]
+        terms["patchgan"] = (losses.patchgan, PATCH_LOSSES[loss][1](logits))
         if losses.feature_matching > 0:
             assert real is not None
             matching = feature_matching(real, fake.patch)

@@ -51,6 +51,8 @@ class Place:
     """Stages of the runs it started from."""
     images_before: int = 0
     """Images of the runs it started from."""
+    averaged: int = 0
+    """Steps that the average has followed since it began."""
     skipped: int = 0
     """Steps left out because a number was not finite."""
     sums: dict[str, list[float]] = field(default_factory=dict)

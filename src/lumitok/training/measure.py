@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from lumitok.data import BadPicture, Pictures, validation_batches
+from lumitok.data import BadPicture, Pictures, evenly, validation_batches
 from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import ReconstructionQuality
+from lumitok.foundation import FoundationEncoder
 from lumitok.losses.vf import vf_loss
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
@@ -31,11 +32,13 @@ def held_out_quality(
     batch_size: int,
     limit: int,
     distances: Mapping[str, nn.Module] | None = None,
+    align_with: FoundationEncoder | None = None,
     accelerator: Accelerator | None = None,
 ) -> tuple[dict[str, float], list[BadPicture]]:
     """Quality of reconstructions from the posterior's mean, on at most ``limit`` pictures.
 
-    PSNR, SSIM and L1; the VF loss (margins 0) where there is a VF head; every distance of ``distances``,
+    PSNR, SSIM and L1; the VF loss (margins 0) where there is a VF head, against the tokenizer's own frozen
+    encoder or ``align_with``; every distance of ``distances``,
     (image, target) -> (B,), by its name. The pictures are spread evenly over the folder and divided among
     the processes; each counts once. Also returns the pictures that could not be read.
     """
@@ -53,8 +56,9 @@ def held_out_quality(
             image = output.sample.float().clamp(-1, 1)
             quality.update(image, target)
             scores = {name: distance(image, target) for name, distance in (distances or {}).items()}
-            if output.projected is not None:
-                scores["vf"] = vf_loss(output.projected, output.features).total.expand(len(target))
+            features = output.features if align_with is None else align_with((target + 1) / 2).maps[-1]
+            if output.projected is not None and features is not None:
+                scores["vf"] = vf_loss(output.projected, features).total.expand(len(target))
         for name, values in scores.items():
             sums.setdefault(name, []).extend(values.float().tolist())
     if accelerator is not None and accelerator.num_processes > 1:
@@ -131,9 +135,7 @@ def measure_latents(
 
 def _evenly(pictures: Pictures, limit: int) -> Pictures:
     """At most ``limit`` pictures, evenly spread over the folder."""
-    if len(pictures) <= limit:
-        return pictures
-    return pictures.subset(torch.linspace(0, len(pictures) - 1, limit).round().long().tolist())
+    return pictures.subset(evenly(len(pictures), limit))
 
 
 def _pass_over(_: BadPicture) -> None:

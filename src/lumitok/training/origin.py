@@ -76,6 +76,7 @@ def take_over(
         images=before.images,
         images_before=before.images,
         stages_before=before.stages_before + before.stage + 1,
+        averaged=before.averaged,
     )
     return place, average, f"starting from {source} ({taken}; {before.images} images seen)"
 
@@ -93,8 +94,10 @@ def _check_finished(run: Path, last: Path) -> None:
 
 def _check_encoder(tokenizer: Tokenizer, opened: Path) -> None:
     """Raise where the weights were trained on another frozen encoder."""
+    if tokenizer.frozen is None:
+        return
     theirs = json.loads((opened / "config.json").read_text()).get("encoder", {}).get("sha256")
-    ours = tokenizer.encoder.weights_hash()
+    ours = tokenizer.frozen.weights_hash()
     if theirs is not None and theirs != ours:
         raise LumitokError(
             f"start: {opened} was trained on an encoder with the hash {theirs[:12]}, and "

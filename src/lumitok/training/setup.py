@@ -15,7 +15,7 @@ from accelerate.utils import ProjectConfiguration
 from lumitok.config import Recipe, Section, load_recipe, save_recipe
 from lumitok.data import BadPictures, Pictures, open_pictures, split_holdout
 from lumitok.errors import LumitokError
-from lumitok.foundation import FoundationEncoder
+from lumitok.foundation import frozen_encoders
 from lumitok.losses.discriminators.head import VIRTUAL_BATCH
 from lumitok.losses.equivariance import check_equivariance
 from lumitok.tokenizers import Tokenizer, build_tokenizer
@@ -101,6 +101,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
     objectives: list[GeneratorObjective] = []
     for stage in recipe.stages:
         objectives.append(GeneratorObjective(stage.losses, objectives).to(accelerator.device))
+    _check_alignment(recipe, tokenizer, objectives)
     for stage in recipe.stages:
         choose_trainable(tokenizer, stage)
     place, began = Place(), "from random weights"
@@ -120,7 +121,14 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         place, average, began = take_over(recipe.start, tokenizer, discriminators)
     if resume and taken_up is None and (folder / HISTORY).is_file():
         began = f"no checkpoint in {folder}, so the run begins again {began}"
-    ema = EMA(tokenizer, tokenizer.trainable_names(), training.ema_half_life, training.ema_ramp)
+    ema = EMA(
+        tokenizer,
+        tokenizer.trainable_names(),
+        training.ema_half_life,
+        training.ema_ramp,
+        training.ema_decay,
+    )
+    ema.steps = place.averaged
     if average is not None:
         ema.load(average)
     rank = accelerator.process_index
@@ -218,10 +226,9 @@ def _identity(
     names = hashlib.sha256("\n".join(pictures.names).encode("utf-8", "surrogateescape")).hexdigest()
     found = {"the pictures": f"{len(pictures)} with names of hash {names[:12]}"}
     for network in (tokenizer, discriminators):
-        for name, part in network.named_modules() if network is not None else ():
-            if isinstance(part, FoundationEncoder):
-                title = f"the encoder {name}" if network is tokenizer else f"the discriminator's {name}"
-                found[title] = part.weights_hash()[:12]
+        for name, part in frozen_encoders(network).items() if network is not None else ():
+            title = f"the encoder {name}" if network is tokenizer else f"the discriminator's {name}"
+            found[title] = part.weights_hash()[:12]
     return found
 
 
@@ -235,7 +242,10 @@ def _check_batches(recipe: Recipe, world: int) -> None:
                 f"stage '{stage.name}': batch_size {stage.batch_size} does not divide among {world} "
                 f"processes and {parts} accumulated parts"
             )
-        if stage.losses.adversarial and share % -(-share // VIRTUAL_BATCH):
+        patch = recipe.patch_discriminator
+        local = stage.losses.gan > 0
+        local |= stage.losses.patchgan > 0 and patch is not None and patch.norm == "local"
+        if local and share % -(-share // VIRTUAL_BATCH):
             raise LumitokError(
                 f"stage '{stage.name}': the discriminators normalise in equal groups of at most "
                 f"{VIRTUAL_BATCH} pictures, and {share} pictures (a process, a part) do not divide so; make "
@@ -249,7 +259,20 @@ def _check_transforms(recipe: Recipe, tokenizer: Tokenizer) -> None:
     for stage in recipe.stages:
         if stage.equivariance is not None:
             latent = size // recipe.model.downsampling
-            check_equivariance(stage.equivariance, size, tokenizer.size_multiple, latent)
+            check_equivariance(stage.equivariance, size, tokenizer.encoded_multiple, latent)
+
+
+def _check_alignment(recipe: Recipe, tokenizer: Tokenizer, objectives: list[GeneratorObjective]) -> None:
+    """See that the VF head is as wide as the encoder that each stage compares with."""
+    head = getattr(tokenizer, "vf_head", None)
+    for stage, objective in zip(recipe.stages, objectives, strict=True):
+        encoder = objective.vf_encoder
+        if encoder is not None and head is not None and encoder.channels[-1] != head.out_channels:
+            raise LumitokError(
+                f"stage '{stage.name}': losses.vf_encoder '{encoder.name}' has {encoder.channels[-1]} "
+                f"channels, the tokenizer's VF head {head.out_channels}; set model.vf_channels to "
+                f"{encoder.channels[-1]}"
+            )
 
 
 def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures], int]:

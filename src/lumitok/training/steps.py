@@ -21,6 +21,7 @@ from lumitok.tokenizers import Tokenizer, TokenizerOutput
 from lumitok.training.adversaries import Discriminators, Terms, discriminator_terms, generator_terms
 from lumitok.training.guards import Guard, gradient_norms
 from lumitok.training.objective import GeneratorObjective
+from lumitok.training.reference import SemanticReference
 from lumitok.training.seeds import Draw, StepDraws
 
 
@@ -46,6 +47,8 @@ class StageState:
     parameters: list[nn.Parameter]
     optimizer: Adam
     guard: Guard
+    reference: SemanticReference | None = None
+    """What the preservation loss holds the latent near."""
     discriminators: Discriminators | None = None
     wrapped_discriminators: nn.Module | None = None
     discriminator_parameters: list[nn.Parameter] = field(default_factory=list)
@@ -128,7 +131,9 @@ def discriminator_step(
                 real_views = draws.pictures(Draw.REAL), draws.shared(Draw.REAL)
                 real = network(target_of(part, equivariance), losses, *real_views)
                 fake_views = draws.pictures(Draw.FAKE), draws.shared(Draw.FAKE)
-                terms = discriminator_terms(real, network(fake, losses, *fake_views))
+                terms = discriminator_terms(
+                    real, network(fake, losses, *fake_views), discriminators.patch_loss
+                )
             total = _weighted(terms)
             state.accelerator.backward(total / len(parts))
         _add(sums, {name: value.detach() / len(parts) for name, (_, value) in terms.items()})
@@ -151,12 +156,15 @@ def generator_step(
         with _synchronised(state, state.generator, index, len(parts)):
             output = reconstruct(state, part, equivariance) if shared is None else shared
             target = target_of(part, equivariance)
+            encoded = part.pictures if equivariance is None else equivariance.shrink(part.pictures)
             with state.accelerator.autocast():
                 total, terms = state.objective(
                     output,
                     target,
+                    encoded=encoded,
+                    kept=None if state.reference is None else state.reference(encoded),
                     images_seen=images_seen,
-                    balance=state.tokenizer.balance_parameter(),
+                    tokenizer=state.tokenizer,
                     adversarial=_fool(state, part, output.sample, target) if adversarial else {},
                     average=lambda gradient: state.accelerator.reduce(gradient, reduction="mean"),
                 )
@@ -177,7 +185,7 @@ def _fool(state: StageState, part: Part, fake: Tensor, target: Tensor) -> Terms:
         with torch.no_grad():
             assert discriminators.patch is not None
             real = discriminators.patch(target)
-    return generator_terms(judgement, real, losses)
+    return generator_terms(judgement, real, losses, discriminators.patch_loss)
 
 
 def _move(

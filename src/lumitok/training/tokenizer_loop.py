@@ -18,11 +18,13 @@ from lumitok.data import BadPicture, Batch, TrainingBatches
 from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.foundation import trained_state
+from lumitok.tokenizers import AlignTok
 from lumitok.training.checkpoint import (
     Best,
     is_full,
     load_optimizer_tensors,
     load_tensors,
+    load_trained_state,
     optimizer_tensors,
     remove_old,
     save_best,
@@ -34,6 +36,7 @@ from lumitok.training.checkpoint import (
 from lumitok.training.interruption import Interruption
 from lumitok.training.journal import Journal
 from lumitok.training.measure import example_pictures, held_out_quality, measure_latents, to_pictures
+from lumitok.training.reference import SemanticReference
 from lumitok.training.seeds import StepDraws, derive_seed, seed_step
 from lumitok.training.setup import Run, start_run
 from lumitok.training.steps import (
@@ -47,6 +50,7 @@ from lumitok.training.steps import (
 )
 
 GRID_PICTURES = 8
+REFERENCE = "reference.safetensors"
 
 
 def train(recipe: Recipe, resume: bool = False) -> Path:
@@ -106,6 +110,7 @@ def _train_stage(
         run.ema.update(seen, stage.batch_size)
         run.place = replace(
             place,
+            averaged=run.ema.steps,
             stage_step=place.stage_step + 1,
             step=place.step + 1,
             images=seen,
@@ -203,6 +208,11 @@ def _enter(run: Run, stage: StageConfig) -> StageState:
     accelerator = run.accelerator
     accelerator.free_memory()
     parameters = choose_trainable(run.tokenizer, stage)
+    if run.place.stage_step == 0:
+        if stage.begin == "averaged":
+            run.ema.write()
+        if stage.average == "restart":
+            run.ema.restart()
     state = StageState(
         accelerator=accelerator,
         config=stage,
@@ -213,6 +223,7 @@ def _enter(run: Run, stage: StageConfig) -> StageState:
         optimizer=adam(parameters, stage.generator_lr, stage),
         guard=run.guard,
         sums=dict(run.place.sums),
+        reference=_reference(run, stage),
     )
     if run.discriminators is not None and stage.losses.adversarial:
         state.discriminator_parameters = run.discriminators.set_trained(stage.losses, True)
@@ -230,6 +241,18 @@ def _enter(run: Run, stage: StageConfig) -> StageState:
     run.taken_up = None
     run.tokenizer.train()
     return state
+
+
+def _reference(run: Run, stage: StageConfig) -> SemanticReference | None:
+    """What the stage holds the latent near; of a run that goes on, as the checkpoint has it."""
+    if stage.losses.preservation == 0:
+        return None
+    assert isinstance(run.tokenizer, AlignTok)
+    reference = SemanticReference(run.tokenizer)
+    if run.taken_up is not None and run.place.stage_step > 0:
+        saved = load_tensors(run.taken_up / "training" / REFERENCE, run.accelerator.device)
+        load_trained_state(reference, saved, run.taken_up)
+    return reference
 
 
 def _batches(run: Run, stage: StageConfig) -> TrainingBatches:
@@ -283,6 +306,7 @@ def _measure(run: Run, journal: Journal, stage: StageConfig) -> bool:
                 batch_size=max(1, min(stage.batch_size // run.accelerator.num_processes, 32)),
                 limit=training.validation_images,
                 distances=distances,
+                align_with=run.objectives[run.place.stage].vf_encoder,
                 accelerator=run.accelerator,
             )
             for picture in bad:
@@ -325,6 +349,8 @@ def _fill(run: Run, state: StageState, folder: Path) -> None:
     if state.discriminator_optimizer is not None:
         optimizer = optimizer_tensors(state.discriminator_optimizer)
         save_tensors(training / "discriminator_optimizer.safetensors", optimizer)
+    if state.reference is not None:
+        save_tensors(training / REFERENCE, trained_state(state.reference))
     save_place(training, replace(run.place, skipped=run.guard.skipped, sums=state.sums))
     save_identity(training, run.identity)
     save_recipe(run.recipe, folder / "recipe.yaml")

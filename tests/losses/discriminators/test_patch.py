@@ -85,7 +85,7 @@ def test_channels_double_up_to_eight_times() -> None:
 
 def test_only_convolution_weights_are_set() -> None:
     torch.manual_seed(0)
-    layer = PatchLayer(64, 64, stride=2, norm=True)
+    layer = PatchLayer(64, 64, stride=2, padding=2, norm="local")
     weight = layer.conv.weight.detach()
     assert weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert weight.mean().item() == pytest.approx(0.0, abs=3e-4)

@@ -1,0 +1,72 @@
+"""What every import of foreign weights does alike: refuse, report, write the folder whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from safetensors import SafetensorError
+
+from lumitok.config import TokenizerConfig
+from lumitok.errors import LumitokError
+from lumitok.interop.faults import Faults, WrongFileError
+from lumitok.tokenizers import Tokenizer
+
+Settings = TypeVar("Settings", bound=TokenizerConfig)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of what was done: what, how many tensors, and more in words."""
+
+    what: str
+    tensors: int
+    about: str
+
+
+@dataclass(frozen=True)
+class ImportReport(Generic[Settings]):
+    """What was read, converted and left out, and the config that the file turned out to have.
+
+    Attributes:
+        rows: what was done, line by line.
+        settings: the tokenizer's.
+        out: its folder.
+        about: one sentence on the tokenizer.
+    """
+
+    rows: list[Row]
+    settings: Settings
+    out: Path
+    about: str
+
+
+def check_free(out: Path) -> None:
+    """Raise a LumitokError where the folder to make holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LumitokError(f"'{out}' is there already; name a new folder, or an empty one")
+
+
+def check_faults(said: str, faults: Faults, listed: Path | None) -> None:
+    """Raise a WrongFileError where there are faults, and list all of them in a file where one is named."""
+    if not any(faults.values()):
+        return
+    wrong = WrongFileError(said, faults)
+    if listed is not None:
+        listed.write_text("".join(f"{fault}\n" for fault in wrong.faults), encoding="utf-8")
+    raise wrong
+
+
+def write_folder(tokenizer: Tokenizer, out: Path, *, bundle: bool = False) -> None:
+    """Write beside the folder and rename, so that a full disk or a kill leaves no half of one."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
+            tokenizer.save_pretrained(Path(beside) / "tokenizer", bundle_encoder=bundle)
+            if out.exists():
+                out.rmdir()
+            (Path(beside) / "tokenizer").rename(out)
+    except (OSError, SafetensorError) as error:
+        raise LumitokError(f"cannot write '{out}': {error}") from error
