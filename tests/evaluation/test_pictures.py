@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lumitok.errors import LumitokError
-from lumitok.evaluation.pictures import grid, latent_pca, pyramid_sheet, resized, to_pil
+from lumitok.evaluation.pictures import align_colors, grid, latent_pca, pyramid_sheet, resized, to_pil
 
 SCORES = torch.tensor([9.0, 3.0, 1.0])[:, None] * torch.randn(
     3, 4 * 6 * 6, generator=torch.Generator().manual_seed(3)
@@ -149,3 +149,27 @@ def test_growing_repeats_pixels() -> None:
 def test_a_float_picture_is_refused_and_told_what_to_do() -> None:
     with pytest.raises(LumitokError, match="to_uint8"):
         to_pil(torch.rand(3, 4, 4))
+
+
+def test_colours_are_exchanged_and_inverted_back() -> None:
+    wanted = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    changed = torch.stack([wanted[:, 2], 1 - wanted[:, 0], wanted[:, 1]], dim=1)
+    torch.testing.assert_close(align_colors(changed, wanted), wanted)
+    torch.testing.assert_close(align_colors(wanted, wanted), wanted)
+    # Against finer pictures of the same; a colour that does not vary takes the place that is left.
+    finer = wanted.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    flat = changed.clone()
+    flat[:, 0] = 0.5
+    aligned = align_colors(flat, finer)
+    torch.testing.assert_close(aligned[:, :2], wanted[:, :2])
+    assert bool((aligned[:, 2] == 0.5).all())
+    for other in (wanted[:1], wanted[:, :2], wanted[0]):
+        with pytest.raises(LumitokError, match=r"two batches \(N, 3, h, w\)"):
+            align_colors(wanted, other)
+
+
+def test_a_label_may_have_two_lines() -> None:
+    one, two = (
+        grid([[Image.new("RGB", (64, 64))]], labels=[label]) for label in ("a long name", "a long name\nand")
+    )
+    assert two.size == one.size

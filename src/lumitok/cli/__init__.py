@@ -14,10 +14,13 @@ import typer
 from lumitok import __version__
 from lumitok.cli.demo import demo
 from lumitok.cli.doctor import doctor
+from lumitok.cli.evaluate import evaluate
+from lumitok.cli.fetch_weights import fetch_weights
 from lumitok.cli.import_weights import import_weights
 from lumitok.cli.info import info
 from lumitok.cli.recipes import recipes
 from lumitok.cli.reconstruct import reconstruct
+from lumitok.cli.report import report
 from lumitok.cli.show import show
 from lumitok.cli.train import train
 from lumitok.errors import LumitokError
@@ -32,8 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, doctor, recipes, show, info, train, reconstruct, import_weights):
+for verb in (demo, doctor, recipes, show, info, train, reconstruct, report, fetch_weights, import_weights):
     app.command()(verb)
+app.add_typer(evaluate, name="evaluate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -27,7 +27,7 @@ COLORS = {
     "light": ("#1f6fb4", "#c8541b", "#2b8a5b", "#8a55b8", "#b28600", "#b83a6b", "#3d8c99", "#6b7280"),
     "dark": ("#6cb2f0", "#f0925c", "#67c796", "#bd96e6", "#dcb53f", "#ee82a8", "#70c3d0", "#a2a9b4"),
 }
-_GREYS = {  # Text, quiet text, rules and ground.
+GREYS = {  # Text, quiet text, rules and ground.
     "light": ("#1c1c1c", "#636363", "#e3e3e3", "#ffffff"),
     "dark": ("#e8e8e8", "#a0a0a0", "#333333", "#181818"),
 }
@@ -134,9 +134,13 @@ def plot_svg(
     Returns:
         SVG text.
     """
+    return svg_text(_draw(lines, title, log, xlabel, unit, smooth, "light", transparent=True), title)
+
+
+def svg_text(figure: Figure, title: str) -> str:
+    """Return a figure drawn in the light scheme as an SVG that follows the page, see :func:`plot_svg`."""
     from matplotlib import rc_context
 
-    figure = _draw(lines, title, log, xlabel, unit, smooth, "light", transparent=True)
     out = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title or "lumitok"}):
         figure.savefig(
@@ -151,7 +155,7 @@ def plot_svg(
     text = re.sub(r'font: ((?:bold|\d+) )?([\d.]+)px [^;"]*|font-family: [^;"]*', _font_style, text)
     for index, color in enumerate(COLORS["light"]):
         text = text.replace(color, f"var(--series-{index + 1}, {color})")
-    ink, quiet, rule, _ = _GREYS["light"]
+    ink, quiet, rule, _ = GREYS["light"]
     text = text.replace(ink, "currentColor").replace(quiet, f"var(--quiet, {quiet})")
     return text.replace(rule, f"var(--rule, {rule})")
 
@@ -180,7 +184,11 @@ def plot_png(
     """
     if scheme not in COLORS:
         raise LumitokError(f"unknown scheme '{scheme}'; choose one of {', '.join(COLORS)}")
-    figure = _draw(lines, title, log, xlabel, unit, smooth, scheme, transparent=False)
+    return png_bytes(_draw(lines, title, log, xlabel, unit, smooth, scheme, transparent=False))
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as a PNG, the same bytes every time."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=240, metadata={"Software": None})
     return out.getvalue()
@@ -201,7 +209,7 @@ def _draw(
 
     if not lines:
         raise LumitokError("a plot needs at least one line, got none")
-    ink, quiet, rule, ground = _GREYS[scheme]
+    ink, quiet, rule, ground = GREYS[scheme]
     named = len(lines) > 1 or lines[0].label != title
     figure = Figure(figsize=(4.4, 2.65), facecolor="none" if transparent else ground)
     left, right, low, high = 0.118, 0.872, 0.175, 0.785 if named else 0.85

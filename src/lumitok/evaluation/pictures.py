@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from lumitok.errors import LumitokError
 
@@ -58,6 +60,41 @@ def latent_pca(
     colors = torch.full((shown.shape[0], 3), 0.5, dtype=torch.float64)
     colors[:, : scaled.shape[1]] = torch.where(varies, scaled.clamp(0, 1), 0.5)
     return colors.reshape(count, height, width, 3).permute(0, 3, 1, 2).float()
+
+
+def align_colors(pictures: Tensor, to: Tensor) -> Tensor:
+    """Exchange and invert the colours of PCA pictures so that they come nearest to other ones.
+
+    The order of like-strong components is arbitrary and so are their signs: without this, one structure
+    may show in green here and in magenta there. Each colour stays one component; the channels are
+    exchanged and inverted as a whole, the same way in all pictures.
+
+    Args:
+        pictures: (N, 3, h, w) in [0, 1], as :func:`latent_pca` makes them.
+        to: (N, 3, h', w') in [0, 1] of the same N pictures.
+
+    Returns:
+        (N, 3, h, w): of the 48 ways, the one of the largest summed correlation with ``to``.
+
+    Raises:
+        LumitokError: the two are not of the same pictures.
+    """
+    if pictures.ndim != 4 or to.ndim != 4 or pictures.shape[:2] != to.shape[:2] or pictures.shape[1] != 3:
+        raise LumitokError(
+            f"expected two batches (N, 3, h, w) of N pictures, got {tuple(pictures.shape)} and "
+            f"{tuple(to.shape)}"
+        )
+    to = F.interpolate(to.double(), size=tuple(pictures.shape[2:]), mode="bilinear", antialias=True)
+    mine, theirs = (colors.double().movedim(1, 0).flatten(1) for colors in (pictures, to))
+    # A colour that does not vary correlates with nothing: 0, not NaN.
+    both = torch.corrcoef(torch.cat([mine, theirs])).nan_to_num()[:3, 3:]
+    best = max(
+        itertools.permutations(range(3)),
+        key=lambda order: sum(abs(float(both[k, i])) for i, k in enumerate(order)),
+    )
+    chosen = pictures[:, list(best)]
+    inverted = torch.tensor([float(both[k, i]) < 0 for i, k in enumerate(best)]).view(1, 3, 1, 1)
+    return torch.where(inverted, 1.0 - chosen, chosen)
 
 
 def _principal_components(centred: Tensor) -> Tensor:
@@ -119,7 +156,7 @@ def grid(
     Args:
         rows: pictures row by row; ``None`` leaves a cell empty. Rows may differ in length.
         columns: a heading over each column, or nothing.
-        labels: a name left of each row, or nothing.
+        labels: a name left of each row, of one line or several, or nothing.
         cell: side in pixels of a cell; ``None``: the longest side among the pictures. Each picture
             is scaled to fill its cell with its shape kept.
         scheme: ``light`` or ``dark`` ground.
@@ -141,7 +178,11 @@ def grid(
     side = cell or max(sides)
     colors, font = _scheme(scheme), _font(side)
     gap, margin, line = max(4, side // 32), max(8, side // 12), round(1.7 * font.size)
-    left = margin + (round(max(font.getlength(label) for label in labels)) + margin if labels else 0)
+    left = margin + (
+        round(max(font.getlength(line) for label in labels for line in label.split("\n"))) + margin
+        if labels
+        else 0
+    )
     top = margin + (line if columns else 0)
     size = (left + wide * (side + gap) - gap + margin, top + len(images) * (side + gap) - gap + margin)
     sheet = Image.new("RGB", size, colors.background)

@@ -1,0 +1,31 @@
+"""Where an evaluation's results go: a file that is named, or the folder of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lumitok.evaluation.processes import is_main
+from lumitok.evaluation.results import FOLDER, Results, default_path
+
+__all__ = ["Results", "keep_results", "results_folder", "speaks"]
+
+
+def results_folder(checkpoint: str) -> Path | None:
+    """``evaluation/`` of a checkpoint's folder; None for an id on the hub or the name of an encoder."""
+    return Path(checkpoint) / FOLDER if Path(checkpoint).is_dir() else None
+
+
+def keep_results(results: Results, path: Path | None, beside: str = "") -> Path | None:
+    """Write results to ``path``, or beside the checkpoint they are of; returns where they lie.
+
+    None where they have no place, and on every process but the main one.
+    """
+    if path is None and beside and Path(beside).is_dir():
+        data = results.numbers[0].protocol.data.name if results.numbers else "nothing"
+        path = default_path(Path(beside), results.kind, data)
+    return None if path is None or not is_main() else results.save(path)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that prints."""
+    return is_main()

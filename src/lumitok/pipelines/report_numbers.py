@@ -1,0 +1,273 @@
+"""Tables of results: one a kind of evaluation and set of pictures, runs as rows, metrics as columns.
+
+A number whose protocol is unlike that of its column carries a letter, never counts as the best, and the
+letter's line under the table says what differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from string import ascii_lowercase
+from typing import Self
+
+from lumitok.evaluation.markup import scrolling, shown
+from lumitok.evaluation.protocol import PictureSet, Protocol
+from lumitok.evaluation.report import Report
+from lumitok.evaluation.results import Number, Results
+from lumitok.pipelines.report_runs import Run
+
+TITLES = {"latents": "Latent space"}
+"""Headings of kinds of evaluation that are not simply the kind's name."""
+
+GENERATED = "generation"
+"""The kind whose pictures are made by the runs: they differ by nature, and the reference is the set."""
+
+ARROWS = {"high": " \u2191", "low": " \u2193", "": ""}
+
+
+@dataclass
+class Group:
+    """Results of one kind on one set of pictures: (run, row's name, results) each."""
+
+    kind: str
+    data: PictureSet
+    rows: list[tuple[Run, str, Results]] = field(default_factory=list)
+
+    def takes(self, kind: str, data: PictureSet) -> bool:
+        """Whether results belong here: the same pictures, or others under the same name."""
+        return kind == self.kind and (data.name == self.data.name or data.files == self.data.files)
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        place = "against" if self.kind == GENERATED else "on"
+        return f"{TITLES.get(self.kind, self.kind.capitalize())} {place} {self.data.name}"
+
+
+def group_results(runs: Sequence[Run]) -> list[Group]:
+    """Sort all results of all runs into their tables, in the order of runs and files."""
+    groups: list[Group] = []
+    for run in runs:
+        for stem, results in run.results.items():
+            data = _set_of(results)
+            group = next((g for g in groups if g.takes(results.kind, data)), None)
+            if group is None:
+                group = Group(results.kind, data)
+                groups.append(group)
+            group.rows.append((run, stem, results))
+    for group in groups:
+        often = [run.name for run, _, _ in group.rows]
+        group.rows = [
+            (run, f"{run.name}, {stem}" if often.count(run.name) > 1 else run.name, results)
+            for run, stem, results in group.rows
+        ]
+    return sorted(groups, key=lambda g: [h.kind for h in groups].index(g.kind))
+
+
+def _set_of(results: Results) -> PictureSet:
+    common = results.common()
+    return common.reference if results.kind == GENERATED and common.reference else common.data
+
+
+# ------------------------------------------------------------------------------------------------
+# One table
+
+
+class Marks:
+    """Letters for what differs; the same words get the same letter."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        """Return the letter of a text, none for an empty one."""
+        if not text:
+            return ""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self._letter(self.texts.index(text))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return ((self._letter(index), text) for index, text in enumerate(self.texts))
+
+    @staticmethod
+    def _letter(index: int) -> str:
+        return ascii_lowercase[index % 26] * (1 + index // 26)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table, with its mark and whether it is the best of those that are alike."""
+
+    number: Number | None
+    mark: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric: the protocol that its unmarked numbers share, and a cell a row."""
+
+    number: Number
+    cells: list[Cell]
+
+    @property
+    def marked(self) -> bool:
+        """Whether any of its numbers has a mark."""
+        return any(cell.mark for cell in self.cells)
+
+    @property
+    def title(self) -> str:
+        """Name, unit, and an arrow to where it is better."""
+        unit = f", {self.number.unit}" if self.number.unit else ""
+        return f"{self.number.name}{unit}{ARROWS[self.number.better]}"
+
+
+def columns_of(group: Group, marks: Marks) -> list[Column]:
+    """Line the metrics of a group up, mark what is unlike, and find the best of what is alike."""
+    names = dict.fromkeys(n.name for _, _, results in group.rows for n in results.numbers)
+    columns = []
+    for name in names:
+        numbers = [next((n for n in r.numbers if n.name == name), None) for _, _, r in group.rows]
+        there = [number for number in numbers if number is not None]
+        standard = _most_common(there, group.kind)
+        differs = [
+            "" if n is None else "; ".join(_unlike(n.protocol, standard.protocol, group.kind))
+            for n in numbers
+        ]
+        alike = [n.value for n, other in zip(numbers, differs, strict=True) if n is not None and not other]
+        best = None
+        if len(alike) > 1 and standard.better:
+            best = max(alike) if standard.better == "high" else min(alike)
+        cells = [
+            Cell(n, marks.mark(other), best=n is not None and not other and n.value == best)
+            for n, other in zip(numbers, differs, strict=True)
+        ]
+        like = [n.protocol for n, other in zip(numbers, differs, strict=True) if n is not None and not other]
+        columns.append(Column(replace(standard, protocol=_said_once(like, group.kind)), cells))
+    return columns
+
+
+def _said_once(like: Sequence[Protocol], kind: str) -> Protocol:
+    """Return what is said of all numbers with like protocols; what is each one's own is left out."""
+    said = like[0]
+    if any(other.seed != said.seed for other in like):
+        said = replace(said, seed=None)
+    if kind == GENERATED and any(other.data != said.data for other in like):
+        said = replace(said, data=PictureSet("each run's samples", said.data.count, "one a run"))
+    return said
+
+
+def _most_common(numbers: Sequence[Number], kind: str) -> Number:
+    """Return the first number of the largest set of numbers with like protocols."""
+    sets: list[list[Number]] = []
+    for number in numbers:
+        mine = next((s for s in sets if not _unlike(number.protocol, s[0].protocol, kind)), None)
+        if mine is None:
+            sets.append([number])
+        else:
+            mine.append(number)
+    return max(sets, key=len)[0]  # The first of the largest.
+
+
+def _unlike(one: Protocol, other: Protocol, kind: str) -> list[str]:
+    if kind == GENERATED:  # What each run made is what is compared.
+        one = replace(one, data=replace(one.data, files=other.data.files))
+    return one.unlike(other)
+
+
+def row_notes(run: Run, results: Results) -> str:
+    """Say what holds for all of a row: an older checkpoint, pictures left out, warnings, what is missing."""
+    notes = []
+    if results.step is not None and run.step is not None and results.step != run.step:
+        notes.append(f"measured at step {results.step:,}; the run is at step {run.step:,}")
+    notes += [f"{count:,} left out: {reason}" for reason, count in results.left_out.items()]
+    notes += [str(warning) for warning in results.tables.get("warnings", [])]
+    if results.tables.get("not measured"):
+        notes.append(
+            f"not measured, with the reason in the JSON: {', '.join(results.tables['not measured'])}"
+        )
+    return "; ".join(notes)
+
+
+def protocol_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """Say how the unmarked numbers were made: what is common to all once, then metric by metric."""
+    protocols = [column.number.protocol for column in columns]
+    shared = {
+        name: value
+        for name, value in vars(protocols[0]).items()
+        if name == "data" or all(getattr(other, name) == value for other in protocols)
+    }
+    common = Protocol(**shared)
+    lines = [("Protocol", common.describe())]
+    own: dict[str, list[str]] = {}
+    for column in columns:
+        own.setdefault(column.number.protocol.describe(without=common), []).append(column.number.name)
+    return lines + [(", ".join(names), text) for text, names in own.items() if text]
+
+
+class RunsReport(Report):
+    """A report with tables of results."""
+
+    def results(self, group: Group, missing: Sequence[tuple[str, str]] = ()) -> Self:
+        """Add the table of a group.
+
+        Args:
+            group: at least one row.
+            missing: runs without these results: (name, what the reader can do) each.
+        """
+        marks = Marks()
+        rows = [(name, marks.mark(row_notes(run, results))) for run, name, results in group.rows]
+        columns = columns_of(group, marks)
+        head = '<th scope="col">Run</th>'
+        for column in columns:
+            title = escape(column.title) + _superscript("", slot=column.marked)
+            head += f'<th scope="col" class="number">{title}</th>'
+        body = ""
+        for index, (name, mark) in enumerate(rows):
+            cells = "".join(_cell(column, column.cells[index]) for column in columns)
+            body += f'<tr><th scope="row">{escape(name)}{_superscript(mark)}</th>{cells}</tr>'
+        for name, _ in missing:
+            cells = "".join(_cell(column, Cell(None)) for column in columns)
+            body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        notes = [(f"{title}.", text) for title, text in protocol_lines(columns)]
+        notes += [*marks, *((f"{name}.", text) for name, text in missing)]
+        below = "".join(
+            f'<p class="protocol"{" style=margin-top:.25rem" * (i > 0)}><b>{escape(label)}</b> '
+            f"{escape(text)}</p>"
+            for i, (label, text) in enumerate(notes)
+        )
+        above = f'<p class="caption">{escape(group.title)}</p>'
+        self._block(above + scrolling(table, group.title) + below)
+        return self
+
+
+def _cell(column: Column, cell: Cell) -> str:
+    if cell.number is None:
+        text = shown(None)
+    else:
+        decimals = _decimals([c.number.value for c in column.cells if c.number is not None])
+        text = shown(float(cell.number.value), decimals)
+        if cell.number.spread is not None:
+            text += f" \u00b1 {shown(float(cell.number.spread), decimals)}"
+    kind = "number best" if cell.best else "number"
+    return f'<td class="{kind}">{text}{_superscript(cell.mark, slot=column.marked)}</td>'
+
+
+def _superscript(mark: str, *, slot: bool = False) -> str:
+    """A mark; where a column has any, each of its cells has the room for one, so that digits line up."""
+    if not (mark or slot):
+        return ""
+    room = "display:inline-block;width:.9em;text-align:left;padding-left:.15em;" if slot else ""
+    return f'<sup style="{room}line-height:0">{mark}</sup>'
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """Decimals for a column: four digits of its largest number, fewer where no value needs them."""
+    largest = max(abs(value) for value in values)
+    most = min(6, max(0, 3 - math.floor(math.log10(largest)))) if largest else 0
+    return max(len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in values)
