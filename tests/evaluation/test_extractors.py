@@ -266,20 +266,26 @@ def test_dinov2_is_read_as_fd_dinov2_is_published(tmp_path: Path) -> None:
             (by_pillow(pixels, 224) - mean[:, None, None]) / std[:, None, None]
         )
     torch.testing.assert_close(found, tokens[:, 0], rtol=1e-3, atol=1e-3)
+    assert not extractor.registered
     assert "class token" in extractor.description
     assert "224 px" in extractor.description
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("dinov2-large", "FD-DINOv2"), ("dinov2-small", "FD-dinov2-small"), ("inception", "FID")],
+    ("name", "own", "expected"),
+    [
+        ("dinov2-large", True, "FD-DINOv2"),
+        ("dinov2-large", False, "FD-dinov2-large"),
+        ("dinov2-small", True, "FD-dinov2-small"),
+        ("inception", True, "FID"),
+    ],
 )
-def test_only_published_settings_have_published_names(name: str, expected: str) -> None:
+def test_only_published_settings_have_published_names(name: str, own: bool, expected: str) -> None:
     class Named:
         description, weights, dim = "", "", 1
 
         def __init__(self) -> None:
-            self.name = name
+            self.name, self.registered = name, own
 
         def __call__(self, pixels: Tensor) -> Extracted:
             raise NotImplementedError

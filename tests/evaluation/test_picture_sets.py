@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -235,11 +236,45 @@ def test_a_missing_npz_names_the_nearest(tmp_path: Path) -> None:
 
 def test_the_protocol_names_what_was_measured(tmp_path: Path) -> None:
     source = open_picture_set(write(tmp_path / "set", pictures(4)))
-    listed = hashlib.sha256(b"001.png\n003.png\n").hexdigest()
+    lines = [f"{path.name}\t{path.stat().st_size}\n" for path in sorted((tmp_path / "set").iterdir())]
+    listed = hashlib.sha256((lines[1] + lines[3]).encode()).hexdigest()
     found = source.protocol_set([3, 1])
     assert (found.name, found.count, found.files) == ("set", 2, listed)
     assert source.protocol_set(4) == source.protocol_set()
-    assert source.protocol_set(2).files == hashlib.sha256(b"000.png\n001.png\n").hexdigest()
+    assert source.protocol_set(2).files == hashlib.sha256("".join(lines[:2]).encode()).hexdigest()
+
+
+def test_other_pictures_of_the_same_names_are_another_set(tmp_path: Path) -> None:
+    def sets_of(kind: str) -> list[str]:
+        return [open_picture_set(tmp_path / f"{n}{kind}").protocol_set(2).files for n in ("a", "b", "c")]
+
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        arrays = pictures(2, seed=seed)
+        folder = tmp_path / name
+        folder.mkdir()
+        for number, array in enumerate(arrays):
+            Image.fromarray(array).resize((6 + seed,) * 2).save(folder / f"{number}.bmp")
+        np.savez(tmp_path / f"{name}.npz", arrays)
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for number, array in enumerate(arrays):  # Bitmaps of one size: only the CRC tells them apart.
+                Image.fromarray(array).save(tmp_path / "one.bmp")
+                archive.write(tmp_path / "one.bmp", f"val/{number}.bmp")
+    for kind in ("", ".npz", ".zip"):
+        a, b, c = sets_of(kind)
+        assert a == c
+        assert a != b
+
+
+def test_a_source_that_was_pickled_or_lost_a_file_still_says_what_it_is(tmp_path: Path) -> None:
+    source = open_picture_set(write(tmp_path / "set", pictures(3)))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in (tmp_path / "set").iterdir():
+            archive.write(path, path.name)
+    np.savez(tmp_path / "set.npz", pictures(3))
+    for kept in (source, *(open_picture_set(tmp_path / f"set.{kind}") for kind in ("zip", "npz"))):
+        assert pickle.loads(pickle.dumps(kept)).protocol_set() == kept.protocol_set()
+    (tmp_path / "set" / "001.png").unlink()
+    assert source.protocol_set().count == 3
 
 
 def test_copies_are_found_by_their_pixels(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -170,6 +170,27 @@ def test_two_processes_train_and_measure_as_one(
         assert their_found == found
         for name in DIMS:
             assert torch.allclose(theirs[name], weights[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_features_that_are_not_finite_on_one_process_raise_on_both(
+    standardize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ProbeSettings(standardize=standardize)
+    good, bad = Table(40, seed=0), Table(40, seed=0)
+    bad.features["blind"][-1] = torch.nan  # In the second process's share.
+    probes = train_probes(Stored(good, 40), DIMS, CLASSES, ProbeSettings())
+    for task in (
+        lambda: train_probes(Stored(bad, 40), DIMS, CLASSES, settings),
+        lambda: accuracy(probes, Stored(bad, 40)),
+    ):
+
+        def work(task: Callable[[], object] = task) -> object:
+            with pytest.raises(LumitokError, match="features of blind are NaN") as raised:
+                task()
+            return raised.value
+
+        assert all(isinstance(error, LumitokError) for error in Team(monkeypatch).run(work))
 
 
 def test_what_it_takes_in_bytes() -> None:

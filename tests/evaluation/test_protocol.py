@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lumitok.errors import LumitokError
-from lumitok.evaluation.protocol import PictureSet, Protocol, hash_names
+from lumitok.evaluation.protocol import PictureSet, Protocol, common_lines, hash_names, in_words
 
 DATA = PictureSet("photos", 100, "a" * 64)
 FULL = Protocol(
@@ -31,6 +31,15 @@ def test_it_says_all_that_applies_and_nothing_else() -> None:
     assert said["weights"] == "c" * 12
     assert "guidance" not in said
     assert FULL.describe(without=replace(FULL, method="sFID")) == "method: FID"
+    assert FULL.describe(without=[("seed", "3")]) == FULL.describe().removesuffix("; seed: 3")
+
+
+def test_what_several_share_leaves_out_the_pictures_where_they_differ() -> None:
+    other = replace(FULL, data=replace(DATA, files="d" * 64), method=None)
+    shared = common_lines([FULL, other, replace(FULL, seed=None)])
+    assert [name for name, _ in shared] == ["reference", "size", "preparation", "extractor", "weights"]
+    assert in_words(shared).startswith("reference: val, 50,000 pictures, list bbbbbbbbbbbb; size: 256 px; ")
+    assert common_lines([]) == []
 
 
 @pytest.mark.parametrize(

@@ -192,12 +192,12 @@ def test_several_processes_gather_what_one_does(
     (pictures.path / "4.png").write_bytes(b"no picture")
     toy, parts = ToyNetwork(), []
     alone = gathered(pictures, [toy], changed={"toy block 1"})
-    monkeypatch.setattr(representations, "gather", lambda mine: parts.extend(mine) or [])
+    monkeypatch.setattr(representations, "together", lambda work: parts.append(work()) or [])
     for mine in (range(3), range(3, 9), range(9, 9)):
         monkeypatch.setattr(representations, "share", lambda _, mine=mine: mine)
         with pytest.raises(LumitokError, match="none of the pictures could be read"):  # Of no process.
             gathered(pictures, [toy], changed={"toy block 1"})
-    monkeypatch.setattr(representations, "gather", lambda _: parts)
+    monkeypatch.setattr(representations, "together", lambda _: parts)
     together = gathered(pictures, [toy], changed={"toy block 1"})
     assert together.places == alone.places == [0, 1, 2, 3, 5, 6, 7, 8]
     assert together.bad == alone.bad
@@ -218,6 +218,7 @@ def test_two_blocks_of_one_name(pictures: PictureSource) -> None:
         ("timm:vit_tiny_patch16_224", None, 256),  # 16 patches a side.
         ("timm:vit_tiny_patch16_224", 64, 64),
         ("timm:test_efficientnet", None, 160),  # What the pyramid was trained at.
+        ("efficientnet-lite1", None, 256),  # 240 does not fit its stride of 32.
     ],
 )
 def test_the_size_at_which_an_encoder_sees_pictures(name: str, side: int | None, wanted: int) -> None:
@@ -232,7 +233,7 @@ def test_the_size_at_which_an_encoder_sees_pictures(name: str, side: int | None,
 
 
 def test_a_size_that_does_not_fit_the_encoder() -> None:
-    with pytest.raises(LumitokError, match="multiples of 16"):
+    with pytest.raises(LumitokError, match=r"multiples of 16.*a multiple of 16, with --encoder-side"):
         open_encoder("timm:vit_tiny_patch16_224=random", SIDE, side=40)
 
 

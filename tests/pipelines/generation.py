@@ -23,7 +23,7 @@ FEW = Settings(k=2, split_size=3, kid_subsets=3, kid_subset_size=4)
 class StandIn:
     """Random projections of a picture's pixels, of Inception's widths: as quick as Inception is slow."""
 
-    description, weights, dim = "stand-in", "0" * 64, 2048
+    description, weights, dim, registered = "stand-in", "0" * 64, 2048, True
 
     def __init__(self, name: str = "inception") -> None:
         self.name = name

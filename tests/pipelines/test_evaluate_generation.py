@@ -272,8 +272,56 @@ def test_too_few_pictures_are_refused_before_the_work(
 def test_too_few_reference_pictures_are_refused(stand_in: None, samples: Path, tmp_path: Path) -> None:
     few = write(tmp_path / "few", pictures(3, seed=1))
     with pytest.raises(LumitokError, match=r"kid needs at least 4 reference pictures .*, found 3"):
-        judge(samples, few)
+        judge(samples, few, metrics=["fid", "kid"])
     assert judge(samples, few, metrics=["is"])["IS"] > 1  # It has no reference to speak of.
+
+
+def test_what_nobody_named_is_left_out_of_small_sets(stand_in: None, samples: Path, reference: Path) -> None:
+    results = judge(samples, reference, settings=Settings())
+    assert [number.name for number in results.numbers] == ["FID", "sFID", "precision", "recall"]
+    missing = results.tables["not measured"]
+    assert set(missing) == {"IS", "KID"}
+    assert re.match(r"it needs at least 5,000 samples .*, found 9; give more, lower its split", missing["IS"])
+    assert "1,000 samples" in missing["KID"]
+    other = judge(samples, reference, settings=Settings(), encoder="dinov2-large")
+    assert list(other.tables["not measured"]) == ["KD-DINOv2"]
+    assert "not measured" not in judge(samples, reference).tables
+
+
+def test_a_set_too_small_for_anything_is_refused(stand_in: None, tmp_path: Path, reference: Path) -> None:
+    one = write(tmp_path / "one", pictures(1, seed=0))
+    with pytest.raises(LumitokError, match=r"nothing can be measured of .*one'. fid: it needs at least 2"):
+        judge(one, reference)
+
+
+def test_how_the_samples_were_made_goes_into_every_protocol(
+    stand_in: None, samples: Path, reference: Path
+) -> None:
+    made = {"labels": "drawn evenly", "guidance": "1.5 in [0.1, 1]", "solver": "Euler", "steps": 50}
+    for number in judge(samples, reference, **made).numbers:
+        assert made.items() <= vars(number.protocol).items()
+    for number in judge(samples, reference).numbers:
+        assert not made.keys() & number.protocol.to_json().keys()
+    with pytest.raises(LumitokError, match="got 0 steps"):
+        judge(samples, reference, steps=0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ([0, 1, 2] * 3, "balanced, 3 a class, 3 classes"),
+        ([0] * 5 + [7] * 4, "2 classes, 4 to 5 a class"),
+        ([4] * 9, "balanced, 9 a class, 1 class"),
+    ],
+)
+def test_labels_are_counted_where_the_samples_have_them(
+    stand_in: None, tmp_path: Path, reference: Path, classes: list[int], words: str
+) -> None:
+    path = tmp_path / "samples.npz"
+    np.savez(path, pictures(9, seed=0), np.array(classes))
+    numbers = judge(path, reference, metrics=["fid", "precision"]).numbers
+    assert [number.protocol.labels for number in numbers] == [words, words]
+    assert judge(path, reference, metrics=["fid"], labels="drawn").numbers[0].protocol.labels == "drawn"
 
 
 @pytest.mark.parametrize(

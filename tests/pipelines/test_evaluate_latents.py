@@ -16,11 +16,12 @@ from lumitok.data import center_crop
 from lumitok.errors import LumitokError
 from lumitok.evaluation import density
 from lumitok.evaluation.density import density_map
-from lumitok.evaluation.protocol import hash_names
-from lumitok.evaluation.results import Results
+from lumitok.evaluation.picture_sets import open_picture_set
+from lumitok.evaluation.results import Results, default_path
 from lumitok.pipelines import evaluate_latents as module
 from lumitok.pipelines.evaluate_latents import evaluate_latents
 from lumitok.tokenizers import Tokenizer, build_tokenizer
+from tests.pipelines.kinds import KINDS, save_kind
 
 COUNT = 36
 
@@ -95,18 +96,19 @@ def test_a_sample_is_not_the_mean(checkpoint: str, data: Path) -> None:
     assert sampled["total variation"] != other["total variation"]
     name = "std of the posterior's mean"
     assert sampled.tables["channels"][name] == mean.tables["channels"][name]
-    assert sampled.numbers[0].protocol.latent == "posterior sample"
+    said = {number.name: number.protocol.latent for number in sampled.numbers}
+    assert said["near-dead channels"] == "posterior's mean"  # Its method speaks of it.
+    assert {said[name] for name in said if name != "near-dead channels"} == {"posterior sample"}
     assert mean.numbers[0].protocol.latent == "posterior's mean"
 
 
 def test_each_number_says_how_it_was_made(checkpoint: str, data: Path, tmp_path: Path) -> None:
     found = evaluate_latents(checkpoint, data, count=10, density=False, seed=3)
-    names = sorted(path.name for path in data.glob("*.png"))
-    chosen = [names[place] for place in (0, 4, 8, 12, 16, 19, 23, 27, 31, 35)]
+    chosen = (0, 4, 8, 12, 16, 19, 23, 27, 31, 35)
     for number in found.numbers:
         protocol = number.protocol
         assert protocol.data.count == 10
-        assert protocol.data.files == hash_names(chosen)
+        assert protocol.data == open_picture_set(data, size=32).protocol_set(chosen)
         assert (protocol.size, protocol.precision, protocol.seed) == (32, "float32", 3)
         assert "centre crop" in (protocol.preparation or "")
         assert len(protocol.method or "") > 20
@@ -139,12 +141,37 @@ def test_pictures_are_written_and_described(checkpoint: str, data: Path, tmp_pat
     found = evaluate_latents(checkpoint, data, out=out)
     assert {path.name for path in out.iterdir()} == set(found.tables["pictures"])
     assert set(found.tables["pictures"]) == {
-        f"{name}.png"
+        f"{name}-{default_path(out, found).stem.removeprefix('latents-')}.png"
         for name in ("latents-pca", "interpolation", "spectrum", "channels", "directions", "density")
     }
     for path in out.iterdir():
         with Image.open(path) as picture:
             assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer(kind: str, tiny_recipe: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    checkpoint = save_kind(kind, tiny_recipe, tmp_path / kind)
+    found = evaluate_latents(checkpoint, data, count=6, density=False, out=out)
+    assert found["effective rank"] >= 1
+    (words,) = (words for name, words in found.tables["pictures"].items() if name.startswith("latents-pca-"))
+    assert ("the encoder's features" in words) == (kind != "ldm")
+    assert "frozen" not in words
+
+
+def test_two_sets_leave_their_pictures_beside_each_other(checkpoint: str, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "a b"
+    other.mkdir()
+    for path in sorted(data.glob("*.png"))[:2]:
+        (other / path.name).write_bytes(path.read_bytes())
+    out = tmp_path / "out"
+    names = set()
+    for folder in (data, other):
+        names |= set(evaluate_latents(checkpoint, folder, density=False, out=out).tables["pictures"])
+    assert names == {path.name for path in out.iterdir()}
+    assert sum(name.startswith("channels-a-b-") for name in names) == 1
+    assert len(names) == 10
 
 
 def test_bad_pictures_are_counted(checkpoint: str, data: Path, tmp_path: Path) -> None:
@@ -153,10 +180,16 @@ def test_bad_pictures_are_counted(checkpoint: str, data: Path, tmp_path: Path) -
     for path in sorted(data.glob("*.png"))[:5]:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "02.png").write_bytes(b"no picture")
+    (folder / "04.png").write_bytes((folder / "00.png").read_bytes())
     found = evaluate_latents(checkpoint, folder, density=False, out=tmp_path / "out")
     assert sum(found.left_out.values()) == 1
-    assert found.numbers[0].protocol.data.count == 4
-    assert found.numbers[0].protocol.data.files == hash_names(["00.png", "01.png", "03.png", "04.png"])
+    unread, copied, few = found.tables["warnings"]
+    assert "1 of the pictures could not be read and are not measured: '02.png' (it holds no" in unread
+    assert "1 of the 4 pictures are copies of another" in copied
+    assert "'04.png' (as '00.png')" in copied
+    assert "the latents of 4 pictures" in few
+    measured = open_picture_set(folder, size=32).protocol_set([0, 1, 3, 4])
+    assert found.numbers[0].protocol.data == measured
     for path in folder.iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(LumitokError, match=r"none of the 5 pictures can be read:\n.*00\.png"):

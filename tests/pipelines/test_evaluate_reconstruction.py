@@ -25,13 +25,14 @@ from lumitok.errors import LumitokError
 from lumitok.evaluation.extractors import Extracted
 from lumitok.evaluation.image_quality import l1, psnr, ssim, ssim_range_2, to_uint8
 from lumitok.evaluation.inception_score import inception_score
-from lumitok.evaluation.protocol import hash_names
+from lumitok.evaluation.picture_sets import open_picture_set
 from lumitok.evaluation.results import Results
 from lumitok.foundation.downloads import WeightsFile
 from lumitok.pipelines import reconstruction_instruments
 from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
 from lumitok.tokenizers import Tokenizer, build_tokenizer
 from tests.evaluation.made_up_vgg16 import made_up_vgg16
+from tests.pipelines.kinds import KINDS, save_kind
 
 CPU = torch.device("cpu")
 CHEAP = ["psnr", "ssim", "ssim-range-2", "l1"]
@@ -70,7 +71,7 @@ def with_unreadable(path: Path) -> Path:
 class Projection:
     """Random features of coarse pixels, in the place of Inception."""
 
-    name, description, weights, dim = "inception", "random projection", "0" * 64, 4
+    name, description, weights, dim, registered = "inception", "random projection", "0" * 64, 4, True
 
     def __call__(self, pixels: Tensor) -> Extracted:
         assert pixels.dtype == torch.uint8
@@ -138,7 +139,7 @@ def test_the_protocol_says_how(checkpoint: str, data: Path, tmp_path: Path) -> N
     results = measured(checkpoint, data, latent="sample", rounding="legacy", seed=3, count=5)
     protocol = results.common()
     assert (protocol.data.name, protocol.data.count) == ("pictures.zip", 5)
-    assert protocol.data.files == hash_names(results.images)
+    assert protocol.data == open_picture_set(data, size=32).protocol_set([0, 3, 6, 8, 11])
     assert results.images == ["00.png", "03.png", "06.png", "08.png", "11.png"]
     assert (protocol.size, protocol.latent, protocol.seed) == (32, "posterior sample", 3)
     assert "ADM" in (protocol.preparation or "")
@@ -146,6 +147,24 @@ def test_the_protocol_says_how(checkpoint: str, data: Path, tmp_path: Path) -> N
     ssims = {number.name: number.protocol for number in results.numbers if number.name.startswith("SSIM")}
     assert ssims["SSIM"].unlike(ssims["SSIM on [-1, 1]"])
     assert Results.load(results.save(tmp_path / "results.json")) == results
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer(
+    kind: str,
+    tiny_recipe: dict[str, Any],
+    data: Path,
+    tmp_path: Path,
+    projection: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The network that judges is the tokenizer's own, where it has one.
+    monkeypatch.setattr(Projection, "name", "timm:vit_tiny_patch16_224")
+    checkpoint = save_kind(kind, tiny_recipe, tmp_path / kind)
+    results = measured(checkpoint, data, metrics=["psnr", "rfid"], count=4)
+    assert results["PSNR"] > 0
+    favoured = [warning for warning in results.tables["warnings"] if "favours it" in warning]
+    assert len(favoured) == (kind != "ldm")
 
 
 def test_the_sets_are_compared_by_their_features(checkpoint: str, data: Path, projection: None) -> None:
@@ -236,6 +255,10 @@ def test_unreadable_pictures_are_counted_and_named(checkpoint: str, data: Path) 
     results = measured(checkpoint, with_unreadable(data), batch_size=3)
     assert results.left_out == {"not a picture by its extension": 1, "unreadable": 1}
     assert list(results.tables["unreadable"]) == ["03b.png"]
+    (warning,) = results.tables["warnings"]
+    assert warning.startswith(
+        "1 of the pictures could not be read and are not measured: '03b.png' (it holds no"
+    )
     assert results.images == whole.images
     assert results.common().data.count == COUNT
     assert results.common().data.files == whole.common().data.files
@@ -255,8 +278,8 @@ def test_copies_are_told(checkpoint: str, data: Path) -> None:
     with zipfile.ZipFile(data, "a") as archive:
         archive.writestr("12.png", archive.read("04.png"))
     results = measured(checkpoint, data)
-    assert "1 of the pictures are copies of others" in results.tables["warnings"][0]
-    assert "12.png = 04.png" in results.tables["warnings"][0]
+    assert "1 of the 13 pictures are copies of another" in results.tables["warnings"][0]
+    assert "'12.png' (as '04.png')" in results.tables["warnings"][0]
     assert results.common().data.count == COUNT + 1
     copy, first = results.images.index("12.png"), results.images.index("04.png")
     psnrs = results.per_image["PSNR"]
@@ -344,7 +367,9 @@ SCRIPT = """
 import json, sys
 import torch
 from pathlib import Path
+from lumitok.errors import LumitokError
 from lumitok.evaluation.processes import is_main
+from lumitok.pipelines import evaluate_reconstruction as module
 from lumitok.pipelines import reconstruction_instruments
 from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
 from tests.pipelines.test_evaluate_reconstruction import Projection
@@ -361,6 +386,16 @@ alone = evaluate_reconstruction(checkpoint, data, metrics=["psnr"], count=1, **o
 name = "main" if is_main() else "other"
 whole.save(Path(out) / f"{name}.json")
 alone.save(Path(out) / f"{name}-alone.json")
+
+def fail(*_):
+    raise LumitokError("one cannot")
+
+if not is_main():
+    module._measure = fail
+try:
+    evaluate_reconstruction(checkpoint, data, metrics=["psnr"], **options)
+except LumitokError as error:
+    (Path(out) / f"{name}-error.txt").write_text(str(error))
 """
 
 
@@ -391,6 +426,8 @@ def test_two_processes_count_every_picture_once(
         assert not two.common().unlike(one.common())
     assert {n.name: n.value for n in other.numbers} == {n.name: n.value for n in two.numbers}
     assert len(list((tmp_path / "pictures" / "decoded").iterdir())) == COUNT
+    # What one of them cannot do ends both.
+    assert {(tmp_path / f"{name}-error.txt").read_text() for name in ("main", "other")} == {"one cannot"}
     # One picture for two processes: the other's share is empty.
     alone = json.loads((tmp_path / "main-alone.json").read_text())
     assert alone["images"] == ["00.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from lumitok.config import EncoderConfig, Recipe
 from lumitok.data import center_crop
@@ -16,10 +18,11 @@ from lumitok.errors import LumitokError
 from lumitok.evaluation.cknna import cknna
 from lumitok.evaluation.perturbations import names as change_names
 from lumitok.evaluation.perturbations import perturb
+from lumitok.evaluation.picture_sets import open_picture_set
 from lumitok.evaluation.probe import ProbeSettings
-from lumitok.evaluation.protocol import hash_names
 from lumitok.evaluation.results import Results
 from lumitok.pipelines import evaluate_representation as pipeline
+from lumitok.pipelines.representation_plan import Subject
 from lumitok.tokenizers import Tokenizer, build_tokenizer
 
 OWN = "timm:vit_tiny_patch16_224"
@@ -29,11 +32,6 @@ OTHER = EncoderConfig(
     timm_kwargs={"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2},
 )
 LATENT_PROBES = ["latent", OWN, "pixels"]
-
-
-@pytest.fixture(autouse=True)
-def _on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "default_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def train(tmp_path: Path) -> Path:
     return fill(tmp_path / "train", seed=1, count=20)
 
 
-def evaluate(subject: str | EncoderConfig, data: Path, **options: Any) -> Results:
+def evaluate(subject: Subject, data: Path, **options: Any) -> Results:
     torch.manual_seed(2)  # Of encoders with random weights.
     return pipeline.evaluate_representation(
         subject, data, **{"k": 4, "batch_size": 8, "quiet": True, **options}
@@ -144,9 +142,8 @@ def test_each_number_says_how_it_was_made(checkpoint: str, data: Path, train: Pa
     assert made[f"CKNNA, {OWN} vs {OTHER.name}"].latent is None
     probed = made["linear probe, latent, flattened"]
     assert (probed.data.count, probed.reference and probed.reference.count) == (20, 40)
-    listed = (path.relative_to(train).as_posix() for path in train.rglob("*.png"))
     assert probed.reference is not None
-    assert probed.reference.files == hash_names(listed)
+    assert probed.reference.files == open_picture_set(train, size=32).protocol_set().files
     assert "Adam 0.001, batch 256, 3 epochs" in str(probed.method)
     assert str(probed.method).endswith("flattened")
     assert made["linear probe, pixels, mean-pooled"].weights is None
@@ -197,8 +194,60 @@ def test_an_encoder_alone(data: Path, train: Path) -> None:
     assert f"SE-CKNNA, {name} layer 0 vs {name}, noise 0.05" in names(results)
     assert f"linear probe, {name} layer 0, mean-pooled" in names(results)
     assert f"invariance (cosine), {name}" in names(results)
-    assert results.fingerprint is None
+    made = {number.name: number.protocol for number in results.numbers}
+    assert results.fingerprint is not None
+    assert results.fingerprint == made[f"invariance (cosine), {name}"].weights
     assert f"CKNNA, {name} vs {name}" not in names(results)
+
+
+class Toy(nn.Module):
+    """Any network that hands out its blocks' tokens."""
+
+    name, weights, detail = "toy", "0" * 64, "at noise 0.3"
+
+    def blocks(self, pixels: torch.Tensor, draws: Sequence[int]) -> list[tuple[str, torch.Tensor]]:
+        assert len(draws) == len(pixels)
+        assert len(pixels) == 1 or not torch.backends.cudnn.allow_tf32  # One is blank, to see the blocks.
+        tokens = nn.functional.unfold(pixels, 8, stride=8).transpose(1, 2)
+        return [("toy 1", tokens), ("toy 2", tokens.tanh())]
+
+
+def test_an_open_network(data: Path, train: Path) -> None:
+    allowed = torch.backends.cudnn.allow_tf32
+    results = evaluate(Toy(), data, train_data=train, references=[OTHER], size=32)
+    assert torch.backends.cudnn.allow_tf32 == allowed
+    found = {number.name: number.protocol for number in results.numbers}
+    for block in ("toy 1", "toy 2"):
+        assert f"SE-CKNNA, {block} vs {OTHER.name}, noise 0.05" in found
+        assert found[f"invariance (cosine), {block}"].extractor == f"{block}, at noise 0.3"
+        assert found[f"linear probe, {block}, flattened"].weights == "0" * 64
+    assert (results.subject, results.fingerprint) == ("toy", "0" * 64)
+    with pytest.raises(LumitokError, match="nothing to measure 'toy' by"):
+        evaluate(Toy(), data, size=32)
+
+
+def test_it_warns_of_few_pictures_and_of_training_on_what_is_measured(data: Path, train: Path) -> None:
+    options: dict[str, Any] = {"references": [OTHER], "size": 32, "changes": False}
+    (few,) = evaluate("pixels", data, train_data=train, **options).tables["warnings"]
+    assert "this is of 20: compare equal counts" in few
+    copy = fill(data.parent / "copy", seed=0)
+    for same in (data, copy):
+        _, alike = evaluate("pixels", data, train_data=same, train_count=15, **options).tables["warnings"]
+        assert f"the same 20 files ('{same.name}' and 'val')" in alike
+
+
+def test_invariance_is_of_the_posteriors_mean(checkpoint: str, data: Path) -> None:
+    sampled, meant = (evaluate(checkpoint, data, latent=latent) for latent in ("sample", "mean"))
+    made = {number.name: number.protocol for number in sampled.numbers}
+    for name in ("invariance (cosine), latent", "invariance (centred cosine), latent, noise 0.20"):
+        assert sampled[name] == pytest.approx(meant[name], abs=1e-5)
+        assert made[name].latent == "posterior's mean"
+    assert "mean over 4 noise levels and 1 rotation with scale" in str(
+        made["invariance (cosine), latent"].method
+    )
+    assert "; noise 0.20, drawn" in str(made["invariance (cosine), latent, noise 0.20"].method)
+    assert made[f"SE-CKNNA vs {OWN}"].latent == "posterior sample"
+    assert sampled[f"SE-CKNNA vs {OWN}"] != pytest.approx(meant[f"SE-CKNNA vs {OWN}"], abs=1e-6)
 
 
 def test_pixels_against_an_encoder(data: Path) -> None:

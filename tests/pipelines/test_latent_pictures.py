@@ -26,6 +26,7 @@ from lumitok.pipelines.latent_pictures import (
     pca_sheet,
 )
 from lumitok.tokenizers import Tokenizer, build_tokenizer
+from tests.pipelines.kinds import save_kind
 
 
 def latent(seed: int) -> Tensor:
@@ -130,6 +131,18 @@ def test_the_sheet_of_latents_beside_features(tokenizer: Tokenizer, pictures: Te
     for row in (pictures, *(to_uint8(maps, low=0.0, high=1.0) for maps in (shown, colored))):
         assert all(as_cell(picture) in found for picture in row)
     assert len(found) == 12
+
+
+@torch.no_grad()
+def test_the_sheet_of_a_tokenizer_without_a_foundation_encoder(
+    tiny_recipe: dict[str, Any], tmp_path: Path, pictures: Tensor
+) -> None:
+    tokenizer = Tokenizer.from_pretrained(save_kind("ldm", tiny_recipe, tmp_path / "ldm"))
+    found = cells(pca_sheet(tokenizer, pictures))
+    latents = latent_pca(tokenizer.encode(pictures.float() / 127.5 - 1).latent_dist.mode())
+    for row in (pictures, to_uint8(latents, low=0.0, high=1.0)):
+        assert all(as_cell(picture) in found for picture in row)
+    assert len(found) == 8
 
 
 def results() -> Results:

@@ -25,7 +25,7 @@ from lumitok.pipelines.report_curves import add_curves, split_name
 from lumitok.pipelines.report_numbers import RunsReport, group_results
 from lumitok.pipelines.report_pictures import three_moments
 from lumitok.pipelines.report_runs import Run, open_runs, unique_names
-from lumitok.tokenizers import build_tokenizer
+from lumitok.tokenizers import Tokenizer, build_tokenizer
 
 EVIL = "<b>&'\""
 PICTURES = PictureSet("val", 500, "f" * 64)
@@ -76,7 +76,7 @@ def result(
 
 
 def save(run: Path, results: Results) -> Path:
-    results.save(default_path(run, results.kind, results.numbers[0].protocol.data.name))
+    results.save(default_path(run, results))
     return run
 
 
@@ -96,7 +96,7 @@ def row(html: str, name: str) -> str:
     found = re.search(rf'<tr><th scope="row">{name}(.*?)</tr>', html)
     assert found is not None
     text = re.sub(r'<td class="number best">(.*?)</td>', r"|*\1*", found[1]).replace("<td", "|<td")
-    return re.sub(r"<[^>]*>", "", re.sub(r"<sup[^>]*>(\w+)</sup>", r"[\1]", text))
+    return re.sub(r"<[^>]*>", "", re.sub(r"<sup[^>]*>([^<]+)</sup>", r"[\1]", text))
 
 
 class Page(HTMLParser):
@@ -215,6 +215,32 @@ def test_what_each_run_generated_is_no_difference_but_its_reference_is() -> None
     assert row(html, "c").endswith("[a]")
 
 
+def test_what_was_generated_is_sorted_by_what_any_of_its_numbers_is_held_against() -> None:
+    stored = "Frechet; to the statistics stored in ref.npz (0123456789ab)"
+
+    def generated(name: str, *how: dict[str, Any]) -> Results:
+        made = Protocol(data=PictureSet(name, 50, name * 64))
+        numbers = [Number(f"n{i}", 1.0, replace(made, **changes)) for i, changes in enumerate(how)]
+        return Results("generation", name, numbers)
+
+    runs = [
+        run_of("a", generated("1", {"method": "IS"}, {"reference": PICTURES})),
+        run_of("b", generated("2", {"reference": PICTURES})),
+        run_of("c", generated("3", {"method": "IS"}, {"method": stored})),
+        run_of("d", generated("4", {"method": stored})),
+        run_of("e", generated("5", {"method": stored}, {"reference": PictureSet("ref.npz", 9, "9" * 64)})),
+        run_of("f", generated("6", {"method": "IS"})),
+    ]
+    groups = {group.title: [name for _, name, _ in group.rows] for group in group_results(runs)}
+    assert groups == {
+        "Generation against val": ["a", "b"],
+        "Generation against ref.npz": ["c", "d", "e"],
+        "Generation of 6": ["f"],
+    }
+    with pytest.raises(LumitokError, match="hold no number"):
+        group_results([run_of("a", generated("1"))])
+
+
 def test_two_results_of_one_run_are_two_rows_with_the_names_of_their_files() -> None:
     html = table(run_of("a", result(1.0), result(2.0)))
     assert (row(html, "a, reconstruction-0"), row(html, "a, reconstruction-1")) == ("|1", "|*2*")
@@ -224,12 +250,47 @@ def test_what_holds_for_a_whole_row_is_marked_at_its_name() -> None:
     tables = {"warnings": ["few pictures"], "not measured": {"rFID": "no weights"}}
     old = result(20.0, step=1, left_out={"unreadable": 3}, tables=tables)
     html = table(run_of("a", old), run_of("b", result(21.0, step=2)))
-    assert (row(html, "a"), row(html, "b")) == ("[a]|20", "|*21*")
+    assert (row(html, "a"), row(html, "b")) == ("[*]|20", "|*21*")
     said = (
         "measured at step 1; the run is at step 2; 3 left out: unreadable; few pictures; not measured, with "
         "the reason in the JSON: rFID<"
     )
-    assert f"<b>a</b> {said}" in html
+    assert f"<b>*</b> {said}" in html
+
+
+def test_notes_and_differences_have_signs_of_their_own() -> None:
+    noted = [result(20.0, tables={"warnings": [text]}) for text in ("one", "two")]
+    other = result(29.0, replace(BASE, size=64), tables={"warnings": ["two"]})
+    html = table(run_of("a", noted[0]), run_of("b", noted[1]), run_of("c", other))
+    assert [row(html, n) for n in "abc"] == ["[*]|*20*", "[\u2020]|*20*", "[\u2020]|29[a]"]
+    assert html.index("<b>a</b> size") < html.index("<b>*</b> one") < html.index("<b>\u2020</b> two")
+
+
+def test_numbers_of_other_weights_than_the_runs_are_noted() -> None:
+    runs = [
+        run_of("a", result(1.0, fingerprint="f" * 64)),
+        run_of("b", result(2.0, fingerprint="e" * 64)),
+        run_of("c", result(3.0, fingerprint="e" * 64, step=1)),  # Said by its step.
+        run_of("d", result(4.0)),
+    ]
+    (group,) = group_results(runs)
+    html = RunsReport("t").results(group, fingerprints=dict.fromkeys("abcd", "f" * 64)).html()
+    assert [row(html, name).split("|")[0] for name in "abcd"] == ["", "[*]", "[\u2020]", ""]
+    assert "<b>*</b> measured on other weights" in html
+    assert html.count("other weights") == 1
+    assert "other weights" not in RunsReport("t").results(group).html()
+
+
+def test_a_run_whose_weights_changed_is_noted_in_its_report(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    run = save(add_tokenizer(make_run(tmp_path / "run", tiny_recipe), tiny_recipe), result(1.0))
+    material = gather([run], count=1)
+    assert material.album.fingerprints == {}  # Nothing to hold against them.
+    save(run, result(1.0, fingerprint="e" * 64))
+    material = gather([run], count=1)
+    assert material.album.fingerprints == {"run": Tokenizer.from_pretrained(run / "tokenizer").fingerprint()}
+    assert "measured on other weights" in Page(compose(material).html()).text
 
 
 def test_a_spread_stands_beside_its_mean_with_the_same_decimals() -> None:
@@ -294,7 +355,7 @@ def test_a_damaged_run_is_named_with_its_file(tmp_path: Path, spoil: Any, messag
 
 
 def spoil_json(run: Path) -> None:
-    default_path(run, "reconstruction", "val").write_text('{"kind": 1}')
+    default_path(run, result(1.0)).write_text('{"kind": 1}')
 
 
 def test_wrong_folders_are_refused(tmp_path: Path) -> None:
@@ -461,7 +522,7 @@ def test_every_name_is_escaped(tiny_recipe: dict[str, Any], tmp_path: Path) -> N
     page = Page(html)
     assert EVIL in page.text
     bold = {word for tag, word in zip_bold(html) if tag == "b"}
-    assert bold <= {"Protocol.", "a", "b", "c", "&lt;b&gt;&amp;&#x27;&quot;."}
+    assert bold <= {"Protocol.", "a", "b", "c", "*", "&lt;b&gt;&amp;&#x27;&quot;."}
 
 
 def zip_bold(html: str) -> list[tuple[str, str]]:

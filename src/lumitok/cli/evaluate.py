@@ -99,7 +99,9 @@ def reconstruction(
 ) -> None:
     """How close pictures come back: rFID, rIS, PSNR, SSIM, MS-SSIM, LPIPS, DISTS, L1."""
     from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
+    from lumitok.pipelines.keep_results import check_target
 
+    check_target(json)
     results = evaluate_reconstruction(
         checkpoint,
         str(data),
@@ -174,6 +176,22 @@ def generation(
     split_size: Annotated[int, typer.Option(min=1, help="Samples a split of the Inception score.")] = 5000,
     kid_subsets: Annotated[int, typer.Option(min=1, help="Draws of KID.")] = 100,
     kid_subset_size: Annotated[int, typer.Option(min=2, help="Pictures a draw of KID.")] = 1000,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="For the protocol: how the classes were chosen; by default as the npz says.",
+            show_default=False,
+        ),
+    ] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="For the protocol: guidance scale and interval.", show_default=False)
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="For the protocol: the flow's solver.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="For the protocol: its evaluations.", show_default=False)
+    ] = None,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Keep the results there.", show_default=False),
@@ -182,10 +200,12 @@ def generation(
     """How good generated pictures are: FID, sFID, IS, precision, recall, KID, FD-DINOv2."""
     from lumitok.pipelines.evaluate_generation import evaluate_generation
     from lumitok.pipelines.generation_plan import Settings
+    from lumitok.pipelines.keep_results import check_target
 
     settings = Settings(
         k=neighbours, split_size=split_size, kid_subsets=kid_subsets, kid_subset_size=kid_subset_size
     )
+    check_target(json)
     results = evaluate_generation(
         samples,
         reference,
@@ -197,6 +217,10 @@ def generation(
         batch_size=batch_size,
         seed=seed,
         settings=settings,
+        labels=labels,
+        guidance=guidance,
+        solver=solver,
+        steps=steps,
     )
     _keep_and_print(results, json)
 
@@ -283,11 +307,13 @@ def representation(
     """What a latent or an encoder knows: CKNNA, SE-CKNNA, invariance, linear probe."""
     from lumitok.errors import LumitokError
     from lumitok.pipelines.evaluate_representation import ProbeSettings, evaluate_representation
+    from lumitok.pipelines.keep_results import check_target
 
     try:
         read = [int(layer) for layer in layers.split(",")] if layers else None
     except ValueError:
         raise LumitokError(f"--layers is numbers parted by commas, such as 1,3,-1, not '{layers}'") from None
+    check_target(json)
     results = evaluate_representation(
         subject,
         str(data),
@@ -340,8 +366,9 @@ def latents(
 ) -> None:
     """What the latent space is like: density, variance, rank, spectrum, and pictures of it."""
     from lumitok.pipelines.evaluate_latents import evaluate_latents
-    from lumitok.pipelines.keep_results import results_folder
+    from lumitok.pipelines.keep_results import check_target, results_folder
 
+    check_target(json)
     results = evaluate_latents(
         checkpoint,
         str(data),
@@ -363,21 +390,23 @@ def _keep_and_print(results: Results, json: Path | None, beside: str = "") -> No
     kept = keep_results(results, json, beside)
     if not speaks():
         return
-    listed = table("", "value", "", "made by")
-    common = results.common() if results.numbers else None
-    for number in results.numbers:
+    listed = table("", "value", "", "how")
+    shared, own = results.how()
+    marks: dict[str, int] = {}  # How a number was made -> its mark; many are made alike.
+    for number, how in zip(results.numbers, own, strict=True):
         spread = "" if number.spread is None else f" ± {number.spread:.4g}"
-        own = number.protocol.describe(without=common)
-        listed.add_row(number.name, f"{number.value:.6g}{spread}", number.unit, own)
+        mark = str(marks.setdefault(how, len(marks) + 1)) if how else ""
+        listed.add_row(number.name, f"{number.value:.6g}{spread}", number.unit, mark)
     printer = console()
     printer.print(listed)
-    if common is not None:
-        printer.print(f"All of them: {common.describe()}")
+    for how, place in marks.items():
+        printer.print(f"{place}  {how}")
+    if shared:
+        printer.print(f"All of them: {shared}")
     for name, why in results.tables.get("not measured", {}).items():
         printer.print(f"Not measured: {name}: {why}")
     for reason, count in results.left_out.items():
         printer.print(f"Left out: {count} ({reason})")
     for warning in results.tables.get("warnings", []):
         typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW, bold=True, err=True)
-    if kept is not None:
-        printer.print(f"Kept in {kept}")
+    printer.print("Not kept: name a file with --json" if kept is None else f"Kept in {kept}")

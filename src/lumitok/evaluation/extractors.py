@@ -7,8 +7,6 @@ foundation encoder can stand in its place, and its distances are then named for 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +19,7 @@ from lumitok.config import EncoderConfig
 from lumitok.errors import LumitokError, nearest
 from lumitok.foundation.downloads import WeightsFile, hash_file, read_tensors
 from lumitok.foundation.registry import TIMM_PREFIX, encoder_names
+from lumitok.nn.precision import exact_float32, full_precision
 
 if TYPE_CHECKING:
     from lumitok.foundation.encoder import FoundationEncoder
@@ -81,12 +80,14 @@ class Extractor(Protocol):
         description: the network, what is read from it and how pictures are resized, in one line.
         weights: sha256 of its weights.
         dim: width d of the pooled features.
+        registered: whether the weights are those the name stands for, and no other file was named.
     """
 
     name: str
     description: str
     weights: str
     dim: int
+    registered: bool
 
     def __call__(self, pixels: Tensor) -> Extracted:
         """Extract from pictures: uint8 (B, 3, H, W) on any device."""
@@ -127,7 +128,13 @@ def open_extractor(
 
 def frechet_name(extractor: Extractor) -> str:
     """Return what the Fréchet distance on these features is called; only Inception's is FID."""
-    return PUBLISHED.get(extractor.name, f"FD-{extractor.name}")
+    own = f"FD-{extractor.name}"
+    return PUBLISHED.get(extractor.name, own) if extractor.registered else own
+
+
+def fitting_side(native: int, patch: int) -> int:
+    """Return the multiple of ``patch`` that is nearest to the side a network was trained at, in pixels."""
+    return max(1, round(native / patch)) * patch
 
 
 class InceptionExtractor:
@@ -141,6 +148,7 @@ class InceptionExtractor:
     name = INCEPTION
     description = "Inception 2015-12-05 (torch-fidelity), TensorFlow 1's bilinear resize to 299 px, float32"
     dim = 2048
+    registered = True  # Its file has the published hash.
 
     def __init__(self, weights: Path | None, device: torch.device, *, verify: bool = True) -> None:
         """Find and load the weights; errors as :func:`open_extractor`."""
@@ -171,8 +179,9 @@ class InceptionExtractor:
     def __call__(self, pixels: Tensor) -> Extracted:
         """Extract from pictures: uint8 (B, 3, H, W) on any device."""
         _check_pixels(pixels)
-        with _full_precision(self._device):
-            pooled, logits = self._network(pixels.to(self._device))
+        x = pixels.to(self._device)
+        with exact_float32(), full_precision(x):
+            pooled, logits = self._network(x)
         return Extracted(pooled, self._spatial, logits)
 
 
@@ -189,9 +198,10 @@ class EncoderExtractor:
         self.name = encoder.name
         self.weights = encoder.weights_hash()
         self.dim = encoder.channels[0]
+        self.registered = encoder.config.weights is None
         self._by_token = self.name in DINOV2
         native = DINOV2_SIZE if self._by_token else int(encoder.model.pretrained_cfg["input_size"][-1])
-        self.size = max(1, round(native / encoder.patch)) * encoder.patch
+        self.size = fitting_side(native, encoder.patch)
         if self._by_token:
             _resample_as_dinov2(encoder, self.size // encoder.patch)
         read = "class token" if self._by_token else "mean of the last map"
@@ -208,7 +218,7 @@ class EncoderExtractor:
             x = F.interpolate(
                 x, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True
             )
-        with _full_precision(self._device):
+        with exact_float32(), full_precision(x):
             features = self._encoder(x)
         token = features.tokens[0]
         if self._by_token and token is not None:
@@ -239,17 +249,6 @@ def _check_pixels(pixels: Tensor) -> None:
             f"an extractor takes 8-bit pictures, uint8 (B, 3, H, W), not {pixels.dtype} of shape "
             f"{tuple(pixels.shape)}; round decoded pictures with image_quality.to_uint8 first"
         )
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in float32, whatever is around: a GPU takes TF32 for convolutions unless told otherwise."""
-    flags = torch.backends.cudnn
-    with (
-        torch.autocast(device.type, enabled=False),
-        flags.flags(enabled=True, benchmark=flags.benchmark, deterministic=False, allow_tf32=False),
-    ):
-        yield
 
 
 def _inception_module() -> Any:

@@ -1,7 +1,6 @@
 """Sets of pictures to be judged: a folder, a zip, or the arrays of an npz, read batch by batch.
 
-Nothing is held but the batch at hand and the few that are read ahead; npz members are streamed out of
-their zip and never unpickled.
+Nothing is held but what is read ahead; npz members are streamed out of their zip and never unpickled.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from lumitok.data import BadPicture, Pictures, UnreadableError, center_crop, open_pictures
 from lumitok.data.bad_pictures import listing
+from lumitok.data.sources import Folder, Zip
 from lumitok.errors import LumitokError, nearest
 from lumitok.evaluation.frechet import Statistics
 from lumitok.evaluation.protocol import PictureSet, hash_names
@@ -75,27 +75,25 @@ class PictureSource(ABC):
         return self.path.resolve().name
 
     def protocol_set(self, measured: int | Sequence[int] | None = None) -> PictureSet:
-        """Say which pictures a number speaks of.
+        """Say which pictures a number speaks of: by name and by what is known of their content.
 
         Args:
             measured: indices of the pictures, or how many from the first on; None: all.
         """
         if measured is None or isinstance(measured, int):
             measured = range(len(self) if measured is None else measured)
-        return PictureSet(self.name, len(measured), hash_names(self.names[index] for index in measured))
+        lines = (f"{self.names[index]}\t{self._content(index)}" for index in measured)
+        return PictureSet(self.name, len(measured), hash_names(lines))
 
     def batches(
         self, indices: Sequence[int], batch_size: int, report: Report | None = None
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Read pictures in the given order: uint8 (B, 3, size, size), and the index of each.
 
-        The last batch may be smaller.
-
         Args:
             indices: of the pictures.
-            batch_size: pictures a batch.
-            report: called with each picture that cannot be read, which is then left out; None: it is an
-                error.
+            batch_size: pictures a batch; the last may have fewer.
+            report: called with each picture that cannot be read and is left out; None: it is an error.
 
         Raises:
             LumitokError: a picture is of another size than the others, or cannot be read.
@@ -119,6 +117,10 @@ class PictureSource(ABC):
             yield _stack(pixels), used
 
     @abstractmethod
+    def _content(self, index: int) -> str:
+        """What sets a picture apart from others of its name, without reading it."""
+
+    @abstractmethod
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8] | BadPicture]]:
         """Yield each picture (size, size, 3), in order, or why it cannot be read."""
 
@@ -130,8 +132,7 @@ def open_picture_set(path: str | Path, *, size: int | None = None) -> PictureSou
 
     Args:
         path: where they lie.
-        size: side in pixels that ADM's centre crop brings them to; None: as they are stored, in which case
-            they must be square and of one size.
+        size: side in pixels of ADM's centre crop; None: as they are stored, squares of one size.
 
     Raises:
         LumitokError: the path is missing or holds no such pictures.
@@ -169,6 +170,15 @@ class _Files(PictureSource):
             f"none of the pictures of '{self._pictures.source}' can be read; mend them:\n{listing(bad)}"
         )
 
+    def _content(self, index: int) -> str:
+        name, source = self.names[index], self._pictures.source
+        try:
+            if isinstance(source, Zip):
+                return _member_content(source.archive().getinfo(source.prefix + name))
+            return str((source.root / name).stat().st_size) if isinstance(source, Folder) else ""
+        except (OSError, KeyError, zipfile.BadZipFile):  # Reading it says so.
+            return "unreadable"
+
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8] | BadPicture]]:
         ahead: deque[tuple[int, Future[NDArray[np.uint8] | BadPicture]]] = deque()
         with ThreadPoolExecutor(READERS) as pool:
@@ -203,6 +213,7 @@ class _Array(PictureSource):
         with _open_npz(path) as arrays, _open_member(arrays, PIXELS, path) as member:
             shape, dtype, self._start = _header(member, PIXELS, path)
             labels = _labels(arrays, shape[0] if shape else 0, path)
+            self._whole = _member_content(arrays.getinfo(f"{PIXELS}.npy"))
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape):
             raise LumitokError(
                 f"{PIXELS} of '{path}' is {dtype} of shape {shape}; wanted uint8 pictures (N, H, W, 3) with "
@@ -213,6 +224,9 @@ class _Array(PictureSource):
         side = size if size is not None else _square(shape[2], shape[1], f"{PIXELS} of '{path}'")
         names = [f"{row:06d}" for row in range(shape[0])]
         super().__init__(path, names, labels, side, _words(size))
+
+    def _content(self, index: int) -> str:  # noqa: ARG002
+        return self._whole
 
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8] | BadPicture]]:
         row = int(np.prod(self._shape))
@@ -291,10 +305,6 @@ def open_reference_statistics(path: str | Path) -> ReferenceStatistics:
     return ReferenceStatistics(path.name, digest.hexdigest(), found[POOLED], found.get(SPATIAL), pictures)
 
 
-# ------------------------------------------------------------------------------------------------
-# Duplicates
-
-
 def fingerprints(pixels: Tensor) -> list[bytes]:
     """Return a digest of each picture's pixels, uint8 (B, 3, H, W): equal for equal pictures alone."""
     return [hashlib.blake2b(picture.numpy().tobytes(), digest_size=16).digest() for picture in pixels.cpu()]
@@ -310,10 +320,6 @@ def find_duplicates(names: Sequence[str], prints: Sequence[bytes]) -> list[tuple
     ]
 
 
-# ------------------------------------------------------------------------------------------------
-# npz
-
-
 def _open_npz(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
@@ -322,6 +328,10 @@ def _open_npz(path: Path) -> zipfile.ZipFile:
         raise LumitokError(f"there is no file '{path}'{nearest(str(path), beside)}") from None
     except (zipfile.BadZipFile, OSError) as error:
         raise LumitokError(f"'{path}' cannot be read as an npz ({error}); fetch or write it again") from None
+
+
+def _member_content(member: zipfile.ZipInfo) -> str:
+    return f"{member.file_size} {member.CRC:08x}"
 
 
 def _keys(arrays: zipfile.ZipFile) -> set[str]:

@@ -10,7 +10,6 @@ Distances are taken block by block, so memory does not grow with the product of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lumitok.errors import LumitokError
 from lumitok.evaluation.feature_checks import check_features
+from lumitok.nn.precision import exact_float32
 
 K = 3
 """Neighbours that set a radius, as ADM's evaluator and torch-fidelity have it."""
@@ -73,7 +73,7 @@ def precision_recall(
     check_features(generated, "generated", minimum=k + 1, why=why, dim=reference.shape[1])
     kind = torch.promote_types(torch.promote_types(reference.dtype, generated.dtype), torch.float32)
     distances = _Distances(reference.mean(dim=0, dtype=kind), half)
-    with _full_precision():
+    with exact_float32():
         return _count(reference, generated, k, block, distances)
 
 
@@ -166,14 +166,3 @@ def _by_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _slices(count: int, block: int, *, start: int = 0) -> Iterator[slice]:
     return (slice(first, min(first + block, count)) for first in range(start, count, block))
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep float32 products from being rounded to TF32 or bfloat16, whatever training has chosen."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

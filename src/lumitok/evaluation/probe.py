@@ -10,9 +10,10 @@ the same either way, and on any number of processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from lumitok.errors import LumitokError
-from lumitok.evaluation.processes import here, share
+from lumitok.evaluation.processes import here, share, together
+
+T = TypeVar("T")
 
 _FLOAT = 4  # Bytes.
 
@@ -90,7 +93,8 @@ class Stored:
         """Read all features of the ``count`` places of a listing, ``at_a_time`` at once."""
         self.count = count
         mine = list(share(count))
-        parts = [read(mine[i : i + at_a_time]) for i in range(0, len(mine), at_a_time)] or [read([])]
+        starts = range(0, len(mine), at_a_time)
+        parts = _all_or_none(lambda: [read(mine[i : i + at_a_time]) for i in starts] or [read([])])
         empty = parts[0][0].features
         # Filled table by table, so that the parts and the whole are never both in memory.
         self._features = {name: _joined([part.features for part, _ in parts], name) for name in list(empty)}
@@ -118,7 +122,7 @@ class Streamed:
         """See :class:`Source`."""
         for part in order.split(size):
             mine = share(len(part))
-            yield self._read(part[mine.start : mine.stop].tolist())[0]
+            yield _all_or_none(partial(self._read, part[mine.start : mine.stop].tolist()))[0]
 
 
 class LinearProbe:
@@ -196,12 +200,11 @@ def train_probes(
         draw = torch.Generator().manual_seed(settings.seed * settings.epochs + epoch)
         order = torch.randperm(source.count, generator=draw)
         for batch in source.batches(order, settings.batch_size):
-            total = int(_sum(torch.tensor(len(batch.labels), device=device)))
+            total = _checked_count(batch, dims, device)
             if total == 0:  # None of it could be read, by any process.
                 continue
             seen += total
             for name, probe in probes.items():
-                _check_finite(name, batch.features[name])
                 probe.step(batch.features[name], batch.labels, total)
             if advance is not None:
                 advance(len(batch.labels))
@@ -219,16 +222,14 @@ def accuracy(
 ) -> tuple[dict[str, float], int]:
     """Return each probe's top-1 accuracy in [0, 1], and how many pictures it was measured on."""
     right = dict.fromkeys(probes, 0)
-    count = 0
+    total = 0
+    device = next(iter(probes.values())).layer.weight.device
     for batch in source.batches(torch.arange(source.count), batch_size):
-        count += len(batch.labels)
+        total += _checked_count(batch, probes, device)
         for name, probe in probes.items():
-            _check_finite(name, batch.features[name])
             right[name] += probe.correct(batch.features[name], batch.labels)
         if advance is not None:
             advance(len(batch.labels))
-    device = next(iter(probes.values())).layer.weight.device
-    total = int(_sum(torch.tensor(count, device=device)))
     if not total:
         raise LumitokError("none of the pictures to measure the probe on could be read; check the data")
     return {name: int(_sum(torch.tensor(n, device=device))) / total for name, n in right.items()}, total
@@ -249,16 +250,15 @@ def _standardize(probes: Mapping[str, LinearProbe], source: Source, batch_size: 
     sums = {
         name: torch.zeros(2, probe.layer.in_features, dtype=torch.float64) for name, probe in probes.items()
     }
-    count = 0
+    total = 0
+    device = next(iter(probes.values())).layer.weight.device
     for batch in source.batches(torch.arange(source.count), batch_size):
-        count += len(batch.labels)
+        total += _checked_count(batch, probes, device)
         for name, both in sums.items():
-            _check_finite(name, batch.features[name])
             x = batch.features[name].double().cpu()
             both += torch.stack([x.sum(dim=0), x.square().sum(dim=0)])
     for name, probe in probes.items():
         weight = probe.layer.weight
-        total = int(_sum(torch.tensor(count, device=weight.device)))
         first, second = (_sum(sums[name].to(weight.device)) / max(1, total)).unbind()
         deviation = (second - first.square()).clamp(min=0).sqrt()
         known = deviation > 1e-6 * second.sqrt()
@@ -268,12 +268,27 @@ def _standardize(probes: Mapping[str, LinearProbe], source: Source, batch_size: 
         )
 
 
-def _check_finite(name: str, features: Tensor) -> None:
-    if not bool(torch.isfinite(features).all()):
-        raise LumitokError(
-            f"features of {name} are NaN or infinite; the network that made them has diverged, or its "
-            "precision is too low"
-        )
+def _checked_count(batch: Examples, names: Collection[str], device: torch.device | str) -> int:
+    """Return how many examples a batch has over all processes.
+
+    Features that are not finite on one process raise on all: the others would wait for it in a sum.
+    """
+    wrong = [int(not bool(torch.isfinite(batch.features[name]).all())) for name in names]
+    total, *found = _sum(torch.tensor([len(batch.labels), *wrong], device=device)).tolist()
+    for name, bad in zip(names, found, strict=True):
+        if bad:
+            raise LumitokError(
+                f"features of {name} are NaN or infinite; the network that made them has diverged, or its "
+                "precision is too low"
+            )
+    return int(total)
+
+
+def _all_or_none(work: Callable[[], T]) -> T:
+    """Do this process's work; an error of one process raises on all. Results stay where they are."""
+    done: list[T] = []
+    together(lambda: done.append(work()))
+    return done[0]
 
 
 def _joined(parts: Sequence[dict[str, Tensor]], name: str) -> Tensor:

@@ -7,7 +7,7 @@ they are not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -24,7 +24,8 @@ class PictureSet:
     Attributes:
         name: of the folder or file, without the path to it.
         count: pictures that were measured; one that could not be read is not among them.
-        files: sha256 over their list, see :func:`hash_names`.
+        files: sha256 over the list of their names and of what is known of their content, see
+            :func:`hash_names`.
     """
 
     name: str
@@ -86,10 +87,10 @@ class Protocol:
             found.append((field.name, str(value)))
         return found
 
-    def describe(self, without: Protocol | None = None) -> str:
-        """Return the protocol in words; only what differs from ``without``, where that is given."""
-        known = set(without.lines()) if without is not None else set()
-        return "; ".join(f"{name}: {value}" for name, value in self.lines() if (name, value) not in known)
+    def describe(self, without: Protocol | Collection[tuple[str, str]] = ()) -> str:
+        """Return the protocol in words, without the lines that ``without`` has or is."""
+        known = without.lines() if isinstance(without, Protocol) else without
+        return in_words(line for line in self.lines() if line not in known)
 
     def unlike(self, other: Protocol) -> list[str]:
         """Say, point by point, why a number made this way cannot be set beside one made the other way.
@@ -135,9 +136,26 @@ class Protocol:
             raise LumitokError(f"this is no protocol of a number: {error}") from None
 
 
-def hash_names(names: Iterable[str]) -> str:
-    """Return the sha256 over a list of names, sorted, each with its line break."""
+def common_lines(protocols: Sequence[Protocol]) -> list[tuple[str, str]]:
+    """Return (name, value) of all that every one of the protocols says; nothing of no protocols."""
+    first, *others = [protocol.lines() for protocol in protocols] or [[]]
+    return [line for line in first if all(line in other for other in others)]
+
+
+def in_words(lines: Iterable[tuple[str, str]]) -> str:
+    """Return lines of a protocol as one line of text."""
+    return "; ".join(f"{name}: {value}" for name, value in lines)
+
+
+def hash_names(lines: Iterable[str]) -> str:
+    """Return the sha256 over a list of lines, sorted, each with its line break.
+
+    Args:
+        lines: one a picture: its name and, after a tab, what is known of its content without decoding it:
+            in a folder the file's size in bytes; in a zip that and the CRC-32 in hexadecimal digits; in an
+            npz those of the whole array. Two lists with one hash are the same pictures.
+    """
     digest = hashlib.sha256()
-    for name in sorted(names):
-        digest.update(f"{name}\n".encode(errors="surrogateescape"))
+    for line in sorted(lines):
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -12,15 +12,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lumitok.config import EncoderConfig
 from lumitok.data import BadPicture
 from lumitok.errors import LumitokError
+from lumitok.evaluation.extractors import fitting_side
 from lumitok.evaluation.perturbations import SEED, Group, Scaled, perturb
 from lumitok.evaluation.perturbations import names as change_names
 from lumitok.evaluation.picture_sets import PictureSource
-from lumitok.evaluation.processes import gather, share
+from lumitok.evaluation.processes import share, together
 from lumitok.foundation import FoundationEncoder
 from lumitok.tokenizers import Tokenizer
 
@@ -29,6 +31,13 @@ Blocks = list[tuple[str, Tensor]]
 
 UNCHANGED = "unchanged"
 """Name of the view of a picture as it is; the others are those of :mod:`lumitok.evaluation.perturbations`."""
+
+LATENT = "latent"
+MEAN, DETERMINISTIC = "posterior's mean", "deterministic"
+LATENT_MEAN = f"{LATENT}, {MEAN}"
+"""Block of the posterior's mean, beside the block of samples."""
+
+_Part = tuple[dict[tuple[str, str], NDArray[np.float32]], list[int], list[BadPicture]]
 
 _GRID = 16  # Patches a side at which the papers read a transformer: 224 px for DINOv2, 256 for patch 16.
 
@@ -71,24 +80,29 @@ class TokenizerLatent:
         latent: ``sample`` draws one z a picture and view, as the published values are made; ``mean`` takes
             the posterior's mean. A deterministic latent is the same either way.
         seed: of the draws.
+        with_mean: hand out the posterior's mean too, as a block of its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, latent: Latent = "sample", seed: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, latent: Latent = "sample", seed: int = 0, *, with_mean: bool = False
+    ) -> None:
         self.tokenizer, self.latent, self.seed = tokenizer, latent, seed
-        self.name = "latent"
+        self.name = LATENT
+        self.block_names = [LATENT, LATENT_MEAN] if with_mean else [LATENT]
         self.weights = tokenizer.fingerprint()
-        self.detail = "posterior sample" if latent == "sample" else "posterior's mean"
+        self.detail = "posterior sample" if latent == "sample" else MEAN
 
     def blocks(self, pixels: Tensor, draws: Sequence[int]) -> Blocks:
-        """Return the one block ``latent``: z (B, h w, C)."""
+        """Return the block ``latent``: z (B, h w, C); the mean after it, where it is wanted."""
         posterior = self.tokenizer.encode(pixels * 2 - 1).latent_dist
         if posterior.logvar is None:
-            self.detail = "deterministic"
+            self.detail = DETERMINISTIC
         if self.latent == "mean":
             z = posterior.mode()
         else:
             z = posterior.sample([torch.Generator().manual_seed(_mix(self.seed, draw)) for draw in draws])
-        return [(self.name, _tokens(z))]
+        values = [z, posterior.mode()]
+        return [(name, _tokens(one)) for name, one in zip(self.block_names, values, strict=False)]
 
 
 class EncoderLayers:
@@ -166,7 +180,15 @@ def open_encoder(
         config = EncoderConfig(name=name, weights=file or None, layers=list(layers))
         scale = (side or _usual_side(config)) / size
         encoder = FoundationEncoder(config.model_copy(update={"scale": scale}))
-    encoder.check_size(size, size)
+    try:
+        encoder.check_size(size, size)
+    except LumitokError as error:
+        if isinstance(spec, EncoderConfig):
+            raise
+        raise LumitokError(
+            f"{error}; or choose the side at which encoders see the pictures, a multiple of {encoder.patch}, "
+            "with --encoder-side"
+        ) from error
     return encoder
 
 
@@ -201,24 +223,29 @@ def gather_features(
     """
     number = {place: i for i, place in enumerate(places)}
     views = [UNCHANGED, *change_names()] if changed else [UNCHANGED]
-    rows: dict[tuple[str, str], list[Tensor]] = {}
-    found: list[int] = []
-    bad: list[BadPicture] = []
-    mine = [places[i] for i in share(len(places))]
-    for pixels, read in pictures.batches(mine, batch_size, bad.append) if mine else ():
-        numbers = [number[int(place)] for place in read]
-        groups = {UNCHANGED: [Group(pixels, torch.arange(len(pixels)))]}
-        if changed:
-            groups |= perturb(pixels, numbers, seed=seed, scaled=scaled)
-        for i, view in enumerate(views):
-            draws = [n * len(change_names()) + n + i for n in numbers]
-            wanted = None if view == UNCHANGED else changed
-            for name, values in _pooled(representations, groups[view], draws, wanted, device):
-                rows.setdefault((view, name), []).append(values)
-        found += numbers
-        if advance is not None:
-            advance(len(numbers))
-    return _merged(rows, [places[n] for n in found], bad)
+
+    def work() -> _Part:
+        rows: dict[tuple[str, str], list[Tensor]] = {}
+        found: list[int] = []
+        bad: list[BadPicture] = []
+        mine = [places[i] for i in share(len(places))]
+        for pixels, read in pictures.batches(mine, batch_size, bad.append) if mine else ():
+            numbers = [number[int(place)] for place in read]
+            groups = {UNCHANGED: [Group(pixels, torch.arange(len(pixels)))]}
+            if changed:
+                groups |= perturb(pixels, numbers, seed=seed, scaled=scaled)
+            for i, view in enumerate(views):
+                draws = [n * len(change_names()) + n + i for n in numbers]
+                wanted = None if view == UNCHANGED else changed
+                for name, values in _pooled(representations, groups[view], draws, wanted, device):
+                    rows.setdefault((view, name), []).append(values)
+            found += numbers
+            if advance is not None:
+                advance(len(numbers))
+        tables = {key: torch.cat(values).numpy() for key, values in rows.items()}
+        return tables, [places[n] for n in found], bad
+
+    return _merged(together(work))
 
 
 def check_names(blocks: Iterable[str]) -> None:
@@ -252,9 +279,8 @@ def _pooled(
     yield from pooled.items()
 
 
-def _merged(rows: dict[tuple[str, str], list[Tensor]], places: list[int], bad: list[BadPicture]) -> Gathered:
+def _merged(parts: Sequence[_Part]) -> Gathered:
     """Put the processes' rows together, in the order of the processes."""
-    parts = gather([({key: torch.cat(values).numpy() for key, values in rows.items()}, places, bad)])
     faults = [fault for _, _, found in parts for fault in found]
     features: dict[str, dict[str, Tensor]] = {}
     for view, name in dict.fromkeys(key for own, _, _ in parts for key in own):
@@ -270,7 +296,7 @@ def _usual_side(config: EncoderConfig) -> int:
         encoder = FoundationEncoder(config, load_weights=False)
     if hasattr(encoder.model, "patch_embed"):
         return _GRID * encoder.patch
-    return int(encoder.model.pretrained_cfg["input_size"][-1])
+    return fitting_side(int(encoder.model.pretrained_cfg["input_size"][-1]), encoder.patch)
 
 
 def _tokens(maps: Tensor) -> Tensor:

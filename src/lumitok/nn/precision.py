@@ -17,11 +17,18 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Switch TF32 off: with it a GPU's convolutions and products have 10 bits, not float32's 23."""
+    """Switch TF32 off: with it a GPU's convolutions and products have 10 bits, not float32's 23.
+
+    Neither are a processor's products rounded to bfloat16, whatever training has chosen.
+    """
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
+    chosen = torch.get_float32_matmul_precision()
     convolutions.allow_tf32 = products.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
+        # In this order: switching TF32 on makes a choice of "medium" into "high".
         convolutions.allow_tf32, products.allow_tf32 = before
+        torch.set_float32_matmul_precision(chosen)

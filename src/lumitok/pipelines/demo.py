@@ -106,7 +106,7 @@ def write_report(out: Path, recipe: Recipe, pictures: DemoPictures, *, count: in
         results = evaluate_reconstruction(
             str(run), folder, count=count, metrics=METRICS, perceptual_encoder=PERCEPTUAL_ENCODER
         )
-        results.save(default_path(run, results.kind, folder.name))
+        results.save(default_path(run, results))
     material = gather([run], data=held_out)
     report = compose(
         material,

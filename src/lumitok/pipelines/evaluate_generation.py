@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,10 @@ from lumitok.evaluation.processes import here, is_main, together
 from lumitok.evaluation.protocol import SHOWN_DIGITS, PictureSet, Protocol
 from lumitok.evaluation.results import Number, Results
 from lumitok.pipelines.generation_features import Features, extract
-from lumitok.pipelines.generation_plan import Plan, Settings
+from lumitok.pipelines.generation_plan import Plan, Sampling, Settings, class_counts
+
+TITLES = {"fid": "FID", "sfid": "sFID", "is": "IS", "kid": "KID", "fd": "FD", "kd": "KD"}
+"""Names of the numbers, where they are not those of the metrics."""
 
 
 def evaluate_generation(
@@ -47,10 +51,15 @@ def evaluate_generation(
     batch_size: int = 64,
     seed: int = 0,
     settings: Settings | None = None,
+    labels: str | None = None,
+    guidance: str | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
 ) -> Results:
     """Judge generated pictures by real ones.
 
-    Warnings are in ``tables["warnings"]`` of the results, each a sentence to print.
+    Warnings are in ``tables["warnings"]`` of the results, each a sentence to print; what nobody named and
+    there are too few pictures for in ``tables["not measured"]``, and why.
 
     Args:
         samples: folder, zip or npz of generated pictures.
@@ -60,22 +69,26 @@ def evaluate_generation(
         weights: its file; None: where it is registered to lie.
         verify: whether Inception's file must have the published hash; False only for made-up weights.
         metrics: of :data:`INCEPTION_METRICS`, or of :data:`ENCODER_METRICS`; None: all that the reference
-            allows.
+            and the counts allow.
         count: judge so many of the samples, drawn with the seed; None: all.
         size: side in pixels that ADM's centre crop brings samples and reference pictures to; None: they
             are taken as stored.
         batch_size: pictures a batch.
         seed: of all draws, 0 to 2^32 - 1.
         settings: of the metrics.
+        labels: how the samples' classes were chosen, for the protocol; None: counted, where the set has them.
+        guidance: guidance scale, interval and channels that they were made with, for the protocol.
+        solver: of the flow, for the protocol.
+        steps: network evaluations of the solver, for the protocol.
 
     Raises:
         LumitokError: a set cannot be read, the sizes of the two differ, there are too few pictures for a
             metric, an unknown metric, or weights that cannot be had.
     """
     state = here()
-    settings = settings or Settings()
+    sampling = Sampling(labels, guidance, solver, steps)
     against = _open_reference(reference, encoder, size)
-    plan = Plan(open_picture_set(samples, size=size), against, settings, seed)
+    plan = Plan(open_picture_set(samples, size=size), against, settings or Settings(), seed)
     plan.choose_metrics(encoder, metrics)
     chosen = _draw(len(plan.samples), count, seed)
     plan.check(len(chosen))
@@ -91,22 +104,26 @@ def evaluate_generation(
     if plan.pictures is not None and real is not None:
         plan.warn_of(plan.pictures, real, "reference pictures")
     # One process computes while the others wait: all of them have everything.
-    measured = together(lambda: _measure(plan, extractor, judged, real) if is_main() else ([], []))
+    measured = together(lambda: _measure(plan, extractor, judged, real, sampling) if is_main() else ([], []))
     numbers, warnings = measured[0]
     left_out = _left_out([(plan.samples, judged, "samples"), (plan.pictures, real, "reference pictures")])
-    tables = {"warnings": plan.warnings + warnings}
+    tables: dict[str, Any] = {"warnings": plan.warnings + warnings}
+    if plan.not_measured:
+        suffix = _suffix(extractor)
+        tables["not measured"] = {
+            TITLES.get(name, name) + suffix: reason for name, reason in plan.not_measured.items()
+        }
     return Results("generation", str(samples), numbers, left_out=left_out, tables=tables)
 
 
 def _measure(
-    plan: Plan, extractor: Extractor, judged: Features, real: Features | None
+    plan: Plan, extractor: Extractor, judged: Features, real: Features | None, sampling: Sampling
 ) -> tuple[list[Number], list[str]]:
     """Return the numbers with their protocols, and warnings that only the features give."""
     numbers: list[Number] = []
     warnings: list[str] = []
     settings, seed = plan.settings, plan.seed
-    name = frechet_name(extractor)
-    suffix = "" if extractor.name == INCEPTION else f"-{name.removeprefix('FD-')}"
+    suffix = _suffix(extractor)
     pictures = None
     if plan.pictures is not None and real is not None:
         pictures = plan.pictures.protocol_set(real.used)
@@ -117,10 +134,13 @@ def _measure(
         extractor=extractor.description,
         weights=extractor.weights,
         seed=seed,
+        **vars(sampling),
     )
+    if base.labels is None and plan.samples.labels is not None:
+        base = replace(base, labels=class_counts([plan.samples.labels[index] for index in judged.used]))
     for metric in plan.metrics:
         if metric in ("fid", "fd", "sfid"):
-            title = "sFID" if metric == "sfid" else name
+            title = TITLES[metric] + suffix
             numbers.append(_frechet(title, plan, judged, real, base, pictures))
     if "is" in plan.metrics:
         numbers.append(_inception_score(torch.cat(judged.logits), settings, seed, base, warnings))
@@ -136,12 +156,17 @@ def _measure(
             for title in ("precision", "recall"):
                 if title in plan.metrics:
                     numbers.append(Number(title + suffix, getattr(shares, title), how, better="high"))
-        if {"kid", "kd"} & set(plan.metrics):
+        if distances := {"kid", "kd"} & set(plan.metrics):
             draw = {"subsets": settings.kid_subsets, "subset_size": settings.kid_subset_size}
             distance = kernel_distance(rows, reference, seed=seed, **draw)
-            how, title = replace(base, method=kid.method(**draw)), f"KD{suffix}" if suffix else "KID"
+            how, title = replace(base, method=kid.method(**draw)), TITLES[distances.pop()] + suffix
             numbers.append(Number(title, distance.mean, how, better="low", spread=distance.std))
     return numbers, warnings
+
+
+def _suffix(extractor: Extractor) -> str:
+    """What the names of numbers end in: nothing on Inception."""
+    return "" if extractor.name == INCEPTION else f"-{frechet_name(extractor).removeprefix('FD-')}"
 
 
 def _frechet(

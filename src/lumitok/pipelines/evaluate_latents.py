@@ -19,14 +19,15 @@ from lumitok.errors import LumitokError, nearest
 from lumitok.evaluation import density as densities
 from lumitok.evaluation.density import DensityMap, density_map, one_position
 from lumitok.evaluation.latent_space import METHODS, LatentSpace, LatentStatistics, near_dead
-from lumitok.evaluation.picture_sets import PictureSource, open_picture_set
-from lumitok.evaluation.processes import gather, here, is_main, share
+from lumitok.evaluation.picture_sets import PictureSource, fingerprints, open_picture_set
+from lumitok.evaluation.processes import gather, here, is_main, share, together
 from lumitok.evaluation.progress import show_progress
 from lumitok.evaluation.protocol import Protocol
 from lumitok.evaluation.results import Better, Number, Results
 from lumitok.evaluation.spectrum import Moments, Spectrum, SpectrumGatherer
 from lumitok.nn.precision import exact_float32
 from lumitok.pipelines.latent_pictures import write_latent_pictures
+from lumitok.pipelines.picture_warnings import picture_warnings
 from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
@@ -34,6 +35,8 @@ from lumitok.training.seeds import derive_seed
 Latent = Literal["sample", "mean"]
 LATENTS: dict[Latent, str] = {"mean": "posterior's mean", "sample": "posterior sample"}
 
+MANY = 10_000
+"""Pictures from which on their count is not warned of."""
 SHOWN, PAIRS = 8, 3
 """Pictures on the sheet of latents in colour, and pairs on that of interpolations."""
 LUMA = (0.299, 0.587, 0.114)
@@ -54,6 +57,7 @@ class _Part:
     features: list[Tensor] = field(default_factory=list)
     """For each batch (B, runs, C): the positions that the density is of."""
     indices: list[int] = field(default_factory=list)
+    prints: list[bytes] = field(default_factory=list)
     bad: list[BadPicture] = field(default_factory=list)
 
     def merge(self, other: _Part) -> None:
@@ -62,6 +66,7 @@ class _Part:
         self.pictures.merge(other.pictures)
         self.features += other.features
         self.indices += other.indices
+        self.prints += other.prints
         self.bad += other.bad
 
 
@@ -82,7 +87,8 @@ def evaluate_latents(
 
     The tables hold ``channels`` (a list for each statistic), ``eigenvalues`` of the channel covariance,
     ``spectrum`` (of the latents and of the pictures' brightness), ``density`` (a list for each figure, one
-    value a run), ``pictures`` (the files in ``out``, in words), ``not measured`` and why.
+    value a run), ``pictures`` (the files in ``out``, in words), ``not measured`` and why, ``warnings`` to
+    print.
 
     It computes in float32; run by ``torchrun`` or ``accelerate launch``, each process takes its share.
 
@@ -105,7 +111,9 @@ def evaluate_latents(
     """
     _check(latent, count, runs, batch_size, density=density)
     device = here().device
-    tokenizer = open_tokenizer(checkpoint)
+    # The first one fetches what is missing, the others find it.
+    with here().local_main_process_first():
+        tokenizer = open_tokenizer(checkpoint)
     source = open_picture_set(Path(data), size=int(tokenizer.config.image_size))
     chosen = evenly(len(source), count)
     if density and len(chosen) <= densities.PERPLEXITY:
@@ -117,8 +125,8 @@ def evaluate_latents(
     tokenizer.to(device)
     mine = [chosen[place] for place in share(len(chosen))]
     with exact_float32():
-        whole, *others = gather(
-            [_measure(tokenizer, source, mine, latent, seed, runs if density else 0, batch_size)]
+        whole, *others = together(
+            lambda: _measure(tokenizer, source, mine, latent, seed, runs if density else 0, batch_size)
         )
         for part in others:
             whole.merge(part)
@@ -136,6 +144,8 @@ def evaluate_latents(
         )
         results = _results(checkpoint, whole, maps, protocol, missing)
         results.fingerprint = fingerprint
+        if warnings := _warnings(source, whole):
+            results.tables["warnings"] = warnings
         results.left_out = dict(Counter(source.left_out) + Counter(bad.reason for bad in whole.bad))
         if out is not None and is_main():
             shown, ends = (_pixels(source, whole.indices, number) for number in (SHOWN, 2 * PAIRS))
@@ -197,6 +207,7 @@ def _measure(
                     torch.stack([_positions(z, seed, run, indices) for run in range(runs)], 1)
                 )
             part.indices += indices
+            part.prints += fingerprints(pixels)
             done(len(part.indices) + len(part.bad))
     return part
 
@@ -259,6 +270,16 @@ def _results(
     return results
 
 
+def _warnings(source: PictureSource, whole: _Part) -> list[str]:
+    found = picture_warnings(source, whole.indices, whole.prints, whole.bad)
+    if (count := len(whole.indices)) < MANY:
+        found.append(
+            f"these are the latents of {count:,} pictures; the density figures depend on the count, and the "
+            f"others are rough estimates of few: take {MANY:,}, and compare equal counts only"
+        )
+    return found
+
+
 def _density_numbers(maps: list[DensityMap], protocol: Protocol) -> Iterator[Number]:
     for name, key in _DENSITY.items() if maps else ():
         values = [getattr(one.uniformity, key) for one in maps]
@@ -284,7 +305,9 @@ def _space_numbers(space: LatentSpace, dead: Tensor, protocol: Protocol) -> Iter
         yield number(f"{name}, whitened", space.whitened(values, power), white)
     yield number("neighbour correlation", space.neighbour_correlation[alive].mean())
     yield number("effective rank", space.effective_rank)
-    yield number("near-dead channels", 100 * dead.double().mean(), unit="%", better="low")
+    near_dead_share = number("near-dead channels", 100 * dead.double().mean(), unit="%", better="low")
+    # Of the means, whichever latent is analysed: a draw's noise would hide a dead channel.
+    yield replace(near_dead_share, protocol=replace(near_dead_share.protocol, latent=LATENTS["mean"]))
     yield number("standard deviation", space.std.square().mean().sqrt())
     yield number("skewness", space.skewness[alive].abs().mean())
     yield number("excess kurtosis", space.kurtosis[alive].mean())

@@ -13,19 +13,20 @@ from torch import Tensor
 
 from lumitok.data import BadPicture, evenly
 from lumitok.data.bad_pictures import listing
-from lumitok.errors import LumitokError, nearest, some
+from lumitok.errors import LumitokError, nearest
 from lumitok.evaluation.frechet import METHOD as FRECHET_METHOD
 from lumitok.evaluation.frechet import StatisticsGatherer, frechet_distance
 from lumitok.evaluation.image_quality import ROUNDINGS, ReconstructionQuality, Rounding, to_uint8
 from lumitok.evaluation.inception_score import TORCH_FIDELITY, inception_score
 from lumitok.evaluation.inception_score import method as inception_method
-from lumitok.evaluation.picture_sets import PictureSource, find_duplicates, fingerprints, open_picture_set
+from lumitok.evaluation.picture_sets import PictureSource, fingerprints, open_picture_set
 from lumitok.evaluation.pictures import to_pil
-from lumitok.evaluation.processes import gather, here, share
+from lumitok.evaluation.processes import here, share, together
 from lumitok.evaluation.progress import show_progress
 from lumitok.evaluation.protocol import Protocol
 from lumitok.evaluation.results import Number, Results
 from lumitok.nn.precision import exact_float32
+from lumitok.pipelines.picture_warnings import picture_warnings
 from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
 from lumitok.pipelines.reconstruction_instruments import (
     PAIRED,
@@ -140,27 +141,29 @@ def evaluate_reconstruction(
     _check_choice("latent", latent, LATENTS)
     _check_choice("rounding", rounding, ROUNDINGS)
     device = device or here().device
-    tokenizer = open_tokenizer(checkpoint)
+    # The first one fetches what is missing, the others find it.
+    with here().local_main_process_first():
+        tokenizer = open_tokenizer(checkpoint)
     size = int(tokenizer.config.image_size)
     source = open_picture_set(data, size=size)
     chosen = _spread(len(source), count, str(data))
     fingerprint = tokenizer.fingerprint()
-    instruments = open_instruments(
-        wanted,
-        size,
-        device,
-        perceptual_encoder=perceptual_encoder,
-        vgg16=vgg16,
-        set_encoder=set_encoder,
-        set_weights=set_weights,
-    )
+    with here().local_main_process_first():
+        instruments = open_instruments(
+            wanted,
+            size,
+            device,
+            perceptual_encoder=perceptual_encoder,
+            vgg16=vgg16,
+            set_encoder=set_encoder,
+            set_weights=set_weights,
+        )
     settings = Settings(latent, rounding, seed, batch_size, save_reconstructions)
-    _check_empty(save_reconstructions)
-    gather([None])  # No process writes before all have looked at the folder.
+    together(lambda: _check_empty(save_reconstructions))  # No process writes before all have looked.
     mine = [chosen[place] for place in share(len(chosen))]
     with exact_float32(), torch.no_grad():
-        part = _measure(tokenizer.to(device), source, mine, instruments, settings)
-    whole, *others = gather([part])
+        tokenizer.to(device)
+        whole, *others = together(lambda: _measure(tokenizer, source, mine, instruments, settings))
     for other in others:
         whole.merge(other)
     if not whole.indices:
@@ -179,7 +182,7 @@ def evaluate_reconstruction(
         per_image=whole.scores if per_image else {},
         images=[source.names[index] for index in whole.indices] if per_image else [],
         left_out=source.left_out | ({"unreadable": len(whole.bad)} if whole.bad else {}),
-        tables=_tables(source, whole, instruments, tokenizer.encoder.name),
+        tables=_tables(source, whole, instruments, tokenizer),
     )
 
 
@@ -327,17 +330,21 @@ def _set_numbers(whole: _Part, instruments: Instruments, protocol: Protocol) -> 
     return found
 
 
-def _tables(source: PictureSource, whole: _Part, instruments: Instruments, encoder: str) -> dict[str, Any]:
+def _tables(
+    source: PictureSource, whole: _Part, instruments: Instruments, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """What was not measured, what is to be warned of, and which pictures could not be read, if any."""
+    warnings = _warnings(whole, instruments, tokenizer)
+    warnings += picture_warnings(source, whole.indices, whole.prints, whole.bad)
     tables: dict[str, Any] = {
         "not measured": instruments.missing,
-        "warnings": _warnings(source, whole, instruments, encoder),
+        "warnings": warnings,
         "unreadable": dict(whole.bad),
     }
     return {name: table for name, table in tables.items() if table}
 
 
-def _warnings(source: PictureSource, whole: _Part, instruments: Instruments, encoder: str) -> list[str]:
+def _warnings(whole: _Part, instruments: Instruments, tokenizer: Tokenizer) -> list[str]:
     found, count, extractor = [], len(whole.indices), instruments.extractor
     if extractor is not None and instruments.frechet and count < MANY:
         rank = f", fewer than the {extractor.dim} features" if count <= extractor.dim else ""
@@ -348,10 +355,7 @@ def _warnings(source: PictureSource, whole: _Part, instruments: Instruments, enc
     judges = {distance.name: distance.extractor for distance in instruments.perceptual}
     if extractor is not None and instruments.frechet:
         judges[instruments.frechet_name] = extractor.name
-    for name in (name for name, judge in judges.items() if judge == encoder):
+    encoder = tokenizer.foundation
+    for name in (name for name, judge in judges.items() if encoder is not None and judge == encoder.name):
         found.append(f"{name} is taken on the encoder that the tokenizer itself sees by, which favours it")
-    copies = find_duplicates([source.names[index] for index in whole.indices], whole.prints)
-    if copies:
-        named = some([f"{copy} = {first}" for copy, first in copies], 3)
-        found.append(f"{len(copies)} of the pictures are copies of others, and count as they stand: {named}")
     return found

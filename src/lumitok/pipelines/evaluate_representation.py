@@ -1,7 +1,7 @@
 """What ``lumitok evaluate representation`` does: CKNNA, SE-CKNNA, invariance and linear probes.
 
-Of a tokenizer's latent, with its foundation encoder's own values beside it; of an encoder's layers; or of
-the pixels.
+Of a tokenizer's latent, with its foundation encoder's own values beside it; of an encoder's layers; of the
+pixels; or of any network that hands out its blocks' tokens.
 """
 
 from __future__ import annotations
@@ -25,28 +25,41 @@ from lumitok.evaluation.invariance import invariance
 from lumitok.evaluation.perturbations import Scaled
 from lumitok.evaluation.picture_sets import PictureSource, open_picture_set
 from lumitok.evaluation.probe import ProbeSettings
-from lumitok.evaluation.processes import is_main, share
+from lumitok.evaluation.processes import here, is_main, share
 from lumitok.evaluation.protocol import Protocol
 from lumitok.evaluation.representations import (
+    DETERMINISTIC,
+    LATENT,
+    MEAN,
     UNCHANGED,
     Gathered,
     Latent,
     gather_features,
 )
 from lumitok.evaluation.results import Number, Results
+from lumitok.nn.precision import exact_float32
 from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
-from lumitok.pipelines.representation_plan import LATENT, Choices, Plan, kind, make_plan
+from lumitok.pipelines.representation_plan import (
+    PAPERS_COUNT,
+    Choices,
+    Plan,
+    Subject,
+    kind,
+    make_plan,
+    warnings,
+)
 from lumitok.pipelines.representation_probe import FLATTENED, POOLED, ProbeFound, run_probes
 from lumitok.tokenizers import Tokenizer
-from lumitok.training.precision import default_device
 
 __all__ = ["ProbeSettings", "evaluate_representation"]
 
 KIND = "representation"
 
+_MEAN = "mean over 4 noise levels and 1 rotation with scale"
+
 
 def evaluate_representation(
-    subject: str | EncoderConfig,
+    subject: Subject,
     data: str | Path,
     *,
     train_data: str | Path | None = None,
@@ -54,7 +67,7 @@ def evaluate_representation(
     layers: Sequence[int] | None = None,
     size: int | None = None,
     encoder_side: int | None = None,
-    count: int = 10_000,
+    count: int = PAPERS_COUNT,
     k: int = NEIGHBOURS,
     latent: Latent = "sample",
     changes: bool = True,
@@ -70,7 +83,9 @@ def evaluate_representation(
 
     Args:
         subject: a tokenizer (folder of a run, a checkpoint or a tokenizer, or a hub id), an encoder's name
-            (``NAME=FILE`` names its weights), or ``pixels``.
+            (``NAME=FILE`` names its weights), ``pixels``, or an open
+            :class:`lumitok.evaluation.representations.Representation` in eval mode, a module of which is
+            moved to where the pictures are; all its blocks are measured.
         data: pictures to measure on: a folder, a zip or an npz.
         train_data: pictures to train linear probes on, in the same classes as ``data``; None: no probe.
         references: encoders that CKNNA compares with. None given: the tokenizer's own, at its own input
@@ -94,6 +109,9 @@ def evaluate_representation(
         seed: of the latent's noise and of the probes.
         quiet: show no progress.
 
+    Returns:
+        Warnings are in ``tables["warnings"]``, each a sentence to print.
+
     Raises:
         LumitokError: a subject, encoder or picture set that does not open, fewer pictures than ``k`` needs,
             classes that are missing or differ, features that are constant or not finite.
@@ -104,7 +122,7 @@ def evaluate_representation(
             f"train_count {train_count}"
         )
     choices = Choices(k, latent, encoder_side, scaled, changes, batch_size, seed)
-    device = default_device()
+    device = here().device  # Joins the processes, and a process of several learns which GPU is its own.
     tokenizer = open_tokenizer(str(subject)).to(device) if kind(subject) == "tokenizer" else None
     source = open_picture_set(data, size=_size(tokenizer, size))
     train = None if train_data is None else open_picture_set(train_data, size=source.size)
@@ -114,14 +132,14 @@ def evaluate_representation(
             f"there is nothing to measure '{plan.subject}' by: name an encoder as reference, or training "
             "data for a linear probe"
         )
-    with _display(quiet) as (say, steps):
+    settings = probe or ProbeSettings(seed=seed)
+    with _display(quiet) as (say, steps), exact_float32():
         gathered = None
         if plan.references:
             gathered = _gather(plan, source, evenly(len(source), count), choices, device, steps)
         found = None
         if train is not None:
             places = evenly(len(train), train_count or len(train))
-            settings = probe or ProbeSettings(seed=seed)
             wanted = {id(plan.network_of(block)): plan.network_of(block) for block in plan.probed}
             found = run_probes(
                 train, places, source, list(wanted.values()), plan.probed, settings,
@@ -129,10 +147,10 @@ def evaluate_representation(
             )  # fmt: skip
             for reason in found.too_large:
                 say(f"left out: {reason}")
-    numbers = _compared(plan, source, gathered, choices) if gathered else []
+        numbers = _compared(plan, source, gathered, choices) if gathered else []
     numbers += _invariances(plan, source, gathered, choices) if gathered and changes else []
     if found is not None and train is not None:
-        numbers += _probed(plan, source, train, found, probe or ProbeSettings(seed=seed), seed)
+        numbers += _probed(plan, source, train, found, settings, seed)
     return _results(plan, source, train, gathered, found, numbers)
 
 
@@ -161,7 +179,9 @@ def _gather(
         list(networks.values()),
         batch_size=choices.batch_size,
         device=device,
-        changed={*plan.followed, *plan.references} if choices.changes else (),
+        changed={*plan.followed, *map(plan.without_noise, plan.followed), *plan.references}
+        if choices.changes
+        else (),
         scaled=choices.scaled,
         advance=steps("features", len(places)),
     )
@@ -199,7 +219,7 @@ def _compared(plan: Plan, source: PictureSource, gathered: Gathered, choices: Ch
             if choices.changes and block in plan.followed:
                 name = f"SE-{name}"
                 scores = {view: score(view, block, reference) for view in perturbations.names()}
-                mean = "SE: mean over 4 noise levels and 1 rotation with scale, " + _changes(choices)
+                mean = f"SE: {_MEAN}, {_changes(choices)}"
                 numbers.append(Number(name, fmean(scores.values()), made(mean), better="high"))
                 for view, value in scores.items():
                     how = f"SE: both see {view}, {_changes(choices)}"
@@ -234,28 +254,37 @@ def _invariances(plan: Plan, source: PictureSource, gathered: Gathered, choices:
     """Cosine similarities of each followed block's features of changed and unchanged pictures."""
     numbers = []
     for block in plan.followed:
-        still = gathered.features[UNCHANGED][block]
-        found = {view: invariance(still, gathered.features[view][block]) for view in perturbations.names()}
-        network = plan.network_of(block)
+        read = plan.without_noise(block)
+        still = gathered.features[UNCHANGED][read]
+        found = {view: invariance(still, gathered.features[view][read]) for view in perturbations.names()}
         for what, values in (
             ("cosine", {view: one.cosine for view, one in found.items()}),
             ("centred cosine", {view: one.centered for view, one in found.items()}),
         ):
-            protocol = Protocol(
-                **_common(source, gathered.places),
-                **_latent_of(plan, block),
-                method=f"{what} of the changed and the unchanged picture, mean over positions; "
-                f"{_changes(choices)}",
-                extractor=_features_of(plan, block),
-                weights=network.weights,
-                seed=choices.seed,
-            )
             name = f"invariance ({what}), {block}"
-            numbers.append(Number(name, fmean(values.values()), protocol, better="high"))
+            made = _invariance_protocol(plan, source, gathered, block, what, choices)
+            numbers.append(Number(name, fmean(values.values()), made(_MEAN), better="high"))
             numbers += [
-                Number(f"{name}, {view}", value, protocol, better="high") for view, value in values.items()
+                Number(f"{name}, {view}", value, made(view), better="high") for view, value in values.items()
             ]
     return numbers
+
+
+def _invariance_protocol(
+    plan: Plan, source: PictureSource, gathered: Gathered, block: str, what: str, choices: Choices
+) -> Callable[[str], Protocol]:
+    latent = _latent_of(plan, block)
+    if plan.without_noise(block) != block and latent["latent"] != DETERMINISTIC:
+        latent = {"latent": MEAN}
+    return lambda view: Protocol(
+        **_common(source, gathered.places),
+        **latent,
+        method=f"{what} of the changed and the unchanged picture, mean over positions; {view}, "
+        f"{_changes(choices)}",
+        extractor=_features_of(plan, block),
+        weights=plan.network_of(block).weights,
+        seed=choices.seed,
+    )
 
 
 def _probed(
@@ -332,10 +361,13 @@ def _results(
         kind=KIND,
         subject=plan.subject,
         numbers=numbers,
-        fingerprint=plan.tokenizer.fingerprint() if plan.tokenizer is not None else None,
+        fingerprint=plan.fingerprint,
         step=checkpoint_step(plan.subject) if plan.tokenizer is not None else None,
         left_out=left_out,
-        tables={reason: _listed(pictures) for reason, pictures in unreadable.items() if pictures},
+        tables={
+            "warnings": warnings(source, train, len(gathered.places) if gathered else None),
+            **{reason: _listed(pictures) for reason, pictures in unreadable.items() if pictures},
+        },
     )
 
 

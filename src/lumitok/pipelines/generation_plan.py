@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lumitok.errors import LumitokError, nearest, some
+from lumitok.errors import LumitokError, nearest
 from lumitok.evaluation import inception_score, kid, precision_recall
 from lumitok.evaluation.extractors import INCEPTION
-from lumitok.evaluation.picture_sets import PictureSource, ReferenceStatistics, find_duplicates
+from lumitok.evaluation.picture_sets import PictureSource, ReferenceStatistics
 from lumitok.pipelines.generation_features import Features, Need
+from lumitok.pipelines.picture_warnings import picture_warnings
 
 INCEPTION_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 ENCODER_METRICS = ("fd", "precision", "recall", "kd")
 """What can be asked for on Inception, and on any other encoder."""
 USUAL_COUNTS = (50_000, 10_000, 5_000)
 """Samples that papers take; nearly all of them the first."""
-SHOWN = 5
-"""Pictures that a warning names."""
 
 NEEDS: dict[str, Need] = {
     "fid": "statistics",
@@ -48,6 +48,27 @@ class Settings:
     kid_subset_size: int = kid.SUBSET_SIZE
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the samples were made, as whoever made them says; it goes into every number's protocol.
+
+    Attributes:
+        labels: how their classes were chosen.
+        guidance: guidance scale, interval and channels.
+        solver: of the flow.
+        steps: network evaluations of the solver.
+    """
+
+    labels: str | None = None
+    guidance: str | None = None
+    solver: str | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise LumitokError(f"got {self.steps} steps of the solver, wanted at least 1")
+
+
 class Plan:
     """What is to be measured, against what, and what is to be said about it."""
 
@@ -62,6 +83,9 @@ class Plan:
         self.stored = against if isinstance(against, ReferenceStatistics) else None
         self.pictures = against.pictures if isinstance(against, ReferenceStatistics) else against
         self.metrics: list[str] = []
+        self.not_measured: dict[str, str] = {}
+        """Metrics that nobody named and that there are too few pictures for, and why."""
+        self._named = False
         self.warnings: list[str] = []
 
     def choose_metrics(self, encoder: str, wanted: Sequence[str] | None) -> None:
@@ -87,10 +111,14 @@ class Plan:
             self.warnings.append(
                 f"{', '.join(refused)} left out: '{self._reference_name()}' does not hold what they need"
             )
+        self._named = bool(wanted)
         self.metrics = [name for name in known if name in (wanted or known) and name not in refused]
 
     def check(self, count: int) -> None:
-        """Refuse, before the work, what would be refused after it; warn of counts that papers do not take."""
+        """Refuse, before the work, what would be refused after it; warn of counts that papers do not take.
+
+        A metric that was not named is left out where there are too few pictures for it.
+        """
         reference = len(self.pictures) if self.pictures is not None else None
         settings = self.settings
         fewest = {
@@ -103,16 +131,21 @@ class Plan:
             "fd": (2, "a covariance", "", True),
             "sfid": (2, "a covariance", "", self.stored is None),
         }
-        for name in self.metrics:
+        for name in list(self.metrics):
             least, why, setting, both = fewest[name]
             found = {"samples": count} | ({"reference pictures": reference} if both else {})
             for what, number in found.items():
-                if number is not None and number < least:
-                    change = f", lower {setting} and report it" if setting else ""
-                    raise LumitokError(
-                        f"{name} needs at least {least:,} {what} ({why}), found {number:,}; give more, leave "
-                        f"{name} out of the metrics{change}"
-                    )
+                if number is None or number >= least:
+                    continue
+                lack = f"needs at least {least:,} {what} ({why}), found {number:,}; give more"
+                change = f", lower {setting} and report it" if setting else ""
+                if self._named:
+                    raise LumitokError(f"{name} {lack}, leave {name} out of the metrics{change}")
+                self.not_measured.setdefault(name, f"it {lack}{change}")
+        self.metrics = [name for name in self.metrics if name not in self.not_measured]
+        if not self.metrics:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.not_measured.items())
+            raise LumitokError(f"nothing can be measured of '{self.samples.path}'. {reasons}")
         if self.pictures is not None and self.pictures.size != self.samples.size:
             raise LumitokError(
                 f"the samples have {self.samples.size} px a side and the reference pictures "
@@ -157,22 +190,20 @@ class Plan:
 
     def warn_of(self, source: PictureSource, part: Features, what: str) -> None:
         """Name the pictures that could not be read, and those that are there twice."""
-        if part.bad:
-            named = some([f"{bad.name!r} ({bad.reason})" for bad in part.bad], SHOWN)
-            self.warnings.append(
-                f"{len(part.bad):,} of the {what} could not be read and are not measured: {named}; mend "
-                "them before the numbers are compared with others"
-            )
-        twice = find_duplicates([source.names[index] for index in part.used], part.prints)
-        if twice:
-            named = some([f"{name!r} (as {first!r})" for name, first in twice], SHOWN)
-            self.warnings.append(
-                f"{len(twice):,} of the {len(part.used):,} {what} are copies of another, pixel by pixel, and "
-                f"are measured all the same: {named}"
-            )
+        self.warnings += picture_warnings(source, part.used, part.prints, part.bad, what)
 
     def _reference_name(self) -> str:
         if self.stored is not None:
             return self.stored.name
         assert self.pictures is not None
         return self.pictures.name
+
+
+def class_counts(labels: Sequence[int]) -> str:
+    """Say how many pictures there are of each class: ``balanced, 50 a class, 1,000 classes``."""
+    counts = Counter(labels).values()
+    classes = f"{len(counts):,} class{'' if len(counts) == 1 else 'es'}"
+    fewest, most = min(counts), max(counts)
+    if fewest == most:
+        return f"balanced, {most:,} a class, {classes}"
+    return f"{classes}, {fewest:,} to {most:,} a class"

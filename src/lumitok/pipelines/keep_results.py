@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lumitok.evaluation.processes import is_main
-from lumitok.evaluation.results import FOLDER, Results, default_path
+from lumitok.evaluation.results import FOLDER, Results, check_target, default_path
 
-__all__ = ["Results", "keep_results", "results_folder", "speaks"]
+__all__ = ["Results", "check_target", "keep_results", "results_folder", "speaks"]
 
 
 def results_folder(checkpoint: str) -> Path | None:
@@ -21,8 +21,7 @@ def keep_results(results: Results, path: Path | None, beside: str = "") -> Path 
     None where they have no place, and on every process but the main one.
     """
     if path is None and beside and Path(beside).is_dir():
-        data = results.numbers[0].protocol.data.name if results.numbers else "nothing"
-        path = default_path(Path(beside), results.kind, data)
+        path = default_path(Path(beside), results)
     return None if path is None or not is_main() else results.save(path)
 
 

@@ -19,7 +19,8 @@ from lumitok.evaluation.density import DensityMap
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.evaluation.pictures import align_colors, grid, latent_pca
 from lumitok.evaluation.plots import Plot, channels_plot, directions_plot, scatter_plot, spectrum_plot
-from lumitok.evaluation.results import Results
+from lumitok.evaluation.results import Results, default_path
+from lumitok.foundation import FoundationEncoder
 from lumitok.tokenizers import Tokenizer
 
 Interpolation = Literal["linear", "spherical"]
@@ -30,7 +31,7 @@ CELL = 160
 """Side of a picture on a sheet, in pixels."""
 
 WORDS = {
-    "latents-pca": "Input, the frozen encoder's features and the latents (posterior's mean), each by its own "
+    "latents-pca": "Input, the encoder's features and the latents (posterior's mean), each by its own "
     "first three principal components, fitted jointly over these; the latents' colours are exchanged "
     "and inverted as a whole to come near to the features'.",
     "interpolation": "Decoded latents between two pictures' (posterior's means), on the linear and on the "
@@ -40,7 +41,12 @@ WORDS = {
     "directions": "Share of the variance of each principal direction of the channels.",
     "density": "Latents laid out by t-SNE, one position a picture, and how dense they lie there.",
 }
-"""What each picture shows, by the name of its file."""
+"""What each picture shows, by the beginning of its file's name."""
+WITHOUT_FEATURES = (
+    "Input and the latents (posterior's mean), by their first three principal components, fitted jointly "
+    "over these."
+)
+"""What ``latents-pca`` shows of a tokenizer without a foundation encoder."""
 
 _PARALLEL = 1e-4  # Radians; below it the spherical path is the linear one to rounding.
 
@@ -123,32 +129,35 @@ def interpolation_sheet(tokenizer: Tokenizer, pictures: Tensor, *, scheme: str =
 
 @torch.no_grad()
 def pca_sheet(tokenizer: Tokenizer, pictures: Tensor, *, scheme: str = "light") -> Image.Image:
-    """Show pictures, the frozen encoder's features and the latents, as AlignTok's Figure 7.
+    """Show pictures, the encoder's features and the latents, as AlignTok's Figure 7.
 
     Features and latents (posteriors' means) each by their own first three principal components, fitted
     jointly over the pictures; the latents' colours are exchanged and inverted as a whole to come near
     to the features' (see :func:`~lumitok.evaluation.pictures.align_colors`). Of the encoder's layers
-    that the tokenizer reads, the deepest is shown whose grid is not coarser than the latent's.
+    that the tokenizer reads, the deepest is shown whose grid is not coarser than the latent's. A tokenizer
+    without a foundation encoder has no features to show, and no colours to come near to.
 
     Args:
-        tokenizer: with its encoder.
+        tokenizer: gives the latents.
         pictures: uint8 (N, 3, H, W), of the tokenizer's size.
         scheme: ``light`` or ``dark`` ground.
     """
     x = _to_model(pictures, tokenizer)
     latents = tokenizer.encode(x).latent_dist.mode()
-    features, layer = _features(tokenizer, x, rows=latents.shape[-2])
-    shown = latent_pca(features)
-    colored = align_colors(latent_pca(latents), shown)
-    name = tokenizer.encoder.name
-    rows = [list(pictures), *(list(to_uint8(maps, low=0.0, high=1.0)) for maps in (shown, colored))]
-    labels = ["input", f"{name}\nlayer {layer}", f"latent\n{latents.shape[1]} channels"]
+    colored, maps, labels = latent_pca(latents), [], ["input"]
+    if (encoder := tokenizer.foundation) is not None:
+        features, layer = _features(encoder, x, rows=latents.shape[-2])
+        maps.append(latent_pca(features))
+        colored = align_colors(colored, maps[0])
+        labels.append(f"{encoder.name}\nlayer {layer}")
+    maps.append(colored)
+    labels.append(f"latent\n{latents.shape[1]} channels")
+    rows = [list(pictures), *(list(to_uint8(one, low=0.0, high=1.0)) for one in maps)]
     return grid(rows, labels=labels, cell=CELL, scheme=scheme)
 
 
-def _features(tokenizer: Tokenizer, x: Tensor, rows: int) -> tuple[Tensor, int]:
+def _features(encoder: FoundationEncoder, x: Tensor, rows: int) -> tuple[Tensor, int]:
     """The feature maps to hold against a latent of so many rows, and their layer."""
-    encoder = tokenizer.encoder
     maps = encoder(((x + 1) / 2).to(encoder.dtype)).maps
     layers = encoder.config.layers
     fine = [index for index, one in enumerate(maps) if one.shape[-2] >= rows]
@@ -168,7 +177,9 @@ def write_latent_pictures(
     maps: Sequence[DensityMap],
     out: Path,
 ) -> dict[str, str]:
-    """Write everything there is to look at as PNG files.
+    """Write everything there is to look at as PNG files, named as the results are by default.
+
+    Another set of pictures, another count or another latent leaves other files.
 
     Args:
         tokenizer: that was evaluated.
@@ -181,9 +192,20 @@ def write_latent_pictures(
     Returns:
         For each file's name what it shows, in words.
     """
+    measurement = default_path(out, results).stem.removeprefix(f"{results.kind}-")
+    words = dict(WORDS)
+    if tokenizer.foundation is None:
+        words["latents-pca"] = WITHOUT_FEATURES
+    written = {}
+
+    def path(name: str) -> Path:
+        found = out / f"{name}-{measurement}.png"
+        written[found.name] = words[name]
+        return found
+
     out.mkdir(parents=True, exist_ok=True)
-    pca_sheet(tokenizer, shown).save(out / "latents-pca.png")
-    interpolation_sheet(tokenizer, ends).save(out / "interpolation.png")
+    pca_sheet(tokenizer, shown).save(path("latents-pca"))
+    interpolation_sheet(tokenizer, ends).save(path("interpolation"))
     plots = latent_plots(results)
     if maps:
         first = maps[0]
@@ -191,8 +213,8 @@ def write_latent_pictures(
         note = f"CV {figures.cv:.3f}   Gini {figures.gini:.3f}   entropy {figures.entropy:.4f}"
         plots["density"] = scatter_plot(first.points, first.density, note)
     for name, plot in plots.items():
-        (out / f"{name}.png").write_bytes(plot.png())
-    return {f"{name}.png": WORDS[name] for name in ("latents-pca", "interpolation", *plots)}
+        path(name).write_bytes(plot.png())
+    return written
 
 
 def latent_plots(results: Results) -> dict[str, Plot]:

@@ -150,7 +150,7 @@ def _numbers(report: RunsReport, material: Material) -> None:
     marks = (
         "One table a kind of evaluation and set of pictures; the best value of a column is bold. A letter "
         "marks a number that was made in another way than the others of its column, and never the best: "
-        "what differs stands under the table."
+        "what differs stands under the table. A * or \u2020 at a run's name leads to a note on its whole row."
     )
     report.section("Numbers", marks if len(material.runs) > 1 else "")
     for group in material.groups:
@@ -160,7 +160,7 @@ def _numbers(report: RunsReport, material: Material) -> None:
             for run in material.runs
             if run.name not in there
         ]
-        report.results(group, missing)
+        report.results(group, missing, material.album.fingerprints)
     if not material.groups:
         commands = "\n".join(_command("reconstruction", run) for run in material.runs)
         several = "This run has" if len(material.runs) == 1 else "These runs have"

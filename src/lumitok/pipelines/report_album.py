@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumitok.data import BadPicture, Pictures, open_pictures, read_picture, reason_of, validation_batches
+from lumitok.data import (
+    BadPicture,
+    Pictures,
+    evenly,
+    open_pictures,
+    read_picture,
+    reason_of,
+    validation_batches,
+)
 from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import psnr, to_uint8
 from lumitok.evaluation.pictures import align_colors, latent_pca
@@ -63,10 +71,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Album:
-    """All pictures of a report, and what had to stay out of it and why."""
+    """All pictures of a report, and what had to stay out of it and why.
+
+    Attributes:
+        shown: the pictures.
+        notes: what stayed out.
+        fingerprints: of the tokenizers, by the run's name, where there are results to hold against them.
+    """
 
     shown: list[Shown]
     notes: list[str]
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 def make_album(runs: Sequence[Run], data: Sequence[Path], count: int) -> Album:
@@ -81,17 +96,21 @@ def make_album(runs: Sequence[Run], data: Sequence[Path], count: int) -> Album:
         Pictures that are equal in several runs stand together; a run with others, or with another size,
         has a set of its own.
     """
-    opened = {
-        name: _evenly(open_pictures(path), count) for name, path in zip(unique_names(data), data, strict=True)
-    }
+    opened = {}
+    for name, path in zip(unique_names(data), data, strict=True):
+        pictures = open_pictures(path)
+        opened[name] = pictures.subset(evenly(len(pictures), count))
     shown: list[Shown] = []
     notes: list[str] = []
+    fingerprints: dict[str, str] = {}
     for run in runs:
         tokenizer = _open(run, notes)
+        if tokenizer is not None and any(results.fingerprint for results in run.results.values()):
+            fingerprints[run.name] = tokenizer.fingerprint()
         for given in _from_folders(tokenizer, opened, notes) if opened else _from_examples(run, count, notes):
             look = _look(tokenizer, given.inputs) if tokenizer is not None else _last_examples(run, given)
             _together(shown, given).looks[run.name] = look
-    return Album(shown, list(dict.fromkeys(notes)))
+    return Album(shown, list(dict.fromkeys(notes)), fingerprints)
 
 
 def psnr_of(outputs: Tensor, inputs: Tensor) -> list[float]:
@@ -125,12 +144,6 @@ def _together(shown: list[Shown], given: Shown) -> Shown:
             return other
     shown.append(given)
     return given
-
-
-def _evenly(pictures: Pictures, count: int) -> Pictures:
-    order = sorted(range(len(pictures)), key=pictures.names.__getitem__)
-    places = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long().tolist()
-    return pictures.subset(order[place] for place in places)
 
 
 def _from_folders(

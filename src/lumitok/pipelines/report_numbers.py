@@ -1,20 +1,22 @@
 """Tables of results: one a kind of evaluation and set of pictures, runs as rows, metrics as columns.
 
 A number whose protocol is unlike that of its column carries a letter, never counts as the best, and the
-letter's line under the table says what differs.
+letter's line under the table says what differs. What is to be known of a whole row has another sign.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from string import ascii_lowercase
 from typing import Self
 
+from lumitok.errors import LumitokError
 from lumitok.evaluation.markup import scrolling, shown
-from lumitok.evaluation.protocol import PictureSet, Protocol
+from lumitok.evaluation.protocol import PictureSet, Protocol, common_lines, in_words
 from lumitok.evaluation.report import Report
 from lumitok.evaluation.results import Number, Results
 from lumitok.pipelines.report_runs import Run
@@ -25,26 +27,40 @@ TITLES = {"latents": "Latent space"}
 GENERATED = "generation"
 """The kind whose pictures are made by the runs: they differ by nature, and the reference is the set."""
 
+STATISTICS = re.compile(r"to the statistics stored in (?P<name>.+) \((?P<sha256>[0-9a-f]+)\)")
+"""How a metric's method names a file of reference statistics, which is no set of pictures."""
+
+NOTE_SIGNS = "*\u2020\u2021\u00a7"
+"""For notes on a row, which is no worse for them; letters are for numbers that do not compare."""
+
 ARROWS = {"high": " \u2191", "low": " \u2193", "": ""}
 
 
 @dataclass
 class Group:
-    """Results of one kind on one set of pictures: (run, row's name, results) each."""
+    """Results of one kind on one set of pictures.
+
+    Attributes:
+        kind: of the evaluation.
+        data: the pictures; of generated ones what they were held against, where there is such.
+        place: how ``data`` is named in the title: ``on``, ``against`` or ``of``.
+        rows: (run, row's name, results) each.
+    """
 
     kind: str
     data: PictureSet
+    place: str = "on"
     rows: list[tuple[Run, str, Results]] = field(default_factory=list)
 
-    def takes(self, kind: str, data: PictureSet) -> bool:
+    def takes(self, kind: str, place: str, data: PictureSet) -> bool:
         """Whether results belong here: the same pictures, or others under the same name."""
-        return kind == self.kind and (data.name == self.data.name or data.files == self.data.files)
+        same = data.name == self.data.name or data.files == self.data.files
+        return (kind, place) == (self.kind, self.place) and same
 
     @property
     def title(self) -> str:
         """What the table shows."""
-        place = "against" if self.kind == GENERATED else "on"
-        return f"{TITLES.get(self.kind, self.kind.capitalize())} {place} {self.data.name}"
+        return f"{TITLES.get(self.kind, self.kind.capitalize())} {self.place} {self.data.name}"
 
 
 def group_results(runs: Sequence[Run]) -> list[Group]:
@@ -52,10 +68,10 @@ def group_results(runs: Sequence[Run]) -> list[Group]:
     groups: list[Group] = []
     for run in runs:
         for stem, results in run.results.items():
-            data = _set_of(results)
-            group = next((g for g in groups if g.takes(results.kind, data)), None)
+            place, data = _set_of(results)
+            group = next((g for g in groups if g.takes(results.kind, place, data)), None)
             if group is None:
-                group = Group(results.kind, data)
+                group = Group(results.kind, data, place)
                 groups.append(group)
             group.rows.append((run, stem, results))
     for group in groups:
@@ -67,9 +83,22 @@ def group_results(runs: Sequence[Run]) -> list[Group]:
     return sorted(groups, key=lambda g: [h.kind for h in groups].index(g.kind))
 
 
-def _set_of(results: Results) -> PictureSet:
-    common = results.common()
-    return common.reference if results.kind == GENERATED and common.reference else common.data
+def _set_of(results: Results) -> tuple[str, PictureSet]:
+    """Return the set that a table is of, and how its title names it; see :class:`Group`."""
+    protocols = [number.protocol for number in results.numbers]
+    if not protocols:
+        raise LumitokError(f"the results of {results.subject} hold no number; evaluate it again")
+    if results.kind != GENERATED:
+        return "on", protocols[0].data
+    # Not each metric has a reference: IS has none, and stored statistics are named by the method.
+    for protocol in protocols:
+        if protocol.reference is not None:
+            return "against", protocol.reference
+    for protocol in protocols:
+        stored = STATISTICS.search(protocol.method or "")
+        if stored is not None:
+            return "against", PictureSet(stored["name"], 0, stored["sha256"])
+    return "of", protocols[0].data
 
 
 # ------------------------------------------------------------------------------------------------
@@ -77,25 +106,26 @@ def _set_of(results: Results) -> PictureSet:
 
 
 class Marks:
-    """Letters for what differs; the same words get the same letter."""
+    """Letters for what differs, or other signs; the same words get the same one."""
 
-    def __init__(self) -> None:
+    def __init__(self, signs: str = ascii_lowercase) -> None:
+        self.signs = signs
         self.texts: list[str] = []
 
     def mark(self, text: str) -> str:
-        """Return the letter of a text, none for an empty one."""
+        """Return the sign of a text, none for an empty one."""
         if not text:
             return ""
         if text not in self.texts:
             self.texts.append(text)
-        return self._letter(self.texts.index(text))
+        return self._sign(self.texts.index(text))
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((self._letter(index), text) for index, text in enumerate(self.texts))
+        return ((self._sign(index), text) for index, text in enumerate(self.texts))
 
-    @staticmethod
-    def _letter(index: int) -> str:
-        return ascii_lowercase[index % 26] * (1 + index // 26)
+    def _sign(self, index: int) -> str:
+        again, place = divmod(index, len(self.signs))
+        return self.signs[place] * (1 + again)
 
 
 @dataclass(frozen=True)
@@ -179,11 +209,19 @@ def _unlike(one: Protocol, other: Protocol, kind: str) -> list[str]:
     return one.unlike(other)
 
 
-def row_notes(run: Run, results: Results) -> str:
-    """Say what holds for all of a row: an older checkpoint, pictures left out, warnings, what is missing."""
+def row_notes(run: Run, results: Results, fingerprint: str | None = None) -> str:
+    """Say what holds for all of a row: an older checkpoint, pictures left out, warnings, what is missing.
+
+    Args:
+        run: whose row it is.
+        results: of the row.
+        fingerprint: of the run's tokenizer as it is now; None: not known.
+    """
     notes = []
     if results.step is not None and run.step is not None and results.step != run.step:
         notes.append(f"measured at step {results.step:,}; the run is at step {run.step:,}")
+    elif fingerprint and results.fingerprint and results.fingerprint != fingerprint:
+        notes.append("measured on other weights than the run's tokenizer has now")
     notes += [f"{count:,} left out: {reason}" for reason, count in results.left_out.items()]
     notes += [str(warning) for warning in results.tables.get("warnings", [])]
     if results.tables.get("not measured"):
@@ -196,31 +234,35 @@ def row_notes(run: Run, results: Results) -> str:
 def protocol_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
     """Say how the unmarked numbers were made: what is common to all once, then metric by metric."""
     protocols = [column.number.protocol for column in columns]
-    shared = {
-        name: value
-        for name, value in vars(protocols[0]).items()
-        if name == "data" or all(getattr(other, name) == value for other in protocols)
-    }
-    common = Protocol(**shared)
-    lines = [("Protocol", common.describe())]
+    shared = common_lines(protocols)
+    lines = [("Protocol", in_words(shared))] if shared else []
     own: dict[str, list[str]] = {}
     for column in columns:
-        own.setdefault(column.number.protocol.describe(without=common), []).append(column.number.name)
+        own.setdefault(column.number.protocol.describe(without=shared), []).append(column.number.name)
     return lines + [(", ".join(names), text) for text, names in own.items() if text]
 
 
 class RunsReport(Report):
     """A report with tables of results."""
 
-    def results(self, group: Group, missing: Sequence[tuple[str, str]] = ()) -> Self:
+    def results(
+        self,
+        group: Group,
+        missing: Sequence[tuple[str, str]] = (),
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> Self:
         """Add the table of a group.
 
         Args:
             group: at least one row.
             missing: runs without these results: (name, what the reader can do) each.
+            fingerprints: of the runs' tokenizers, by the run's name, where they are known.
         """
-        marks = Marks()
-        rows = [(name, marks.mark(row_notes(run, results))) for run, name, results in group.rows]
+        marks, signs, known = Marks(), Marks(NOTE_SIGNS), fingerprints or {}
+        rows = [
+            (name, signs.mark(row_notes(run, results, known.get(run.name))))
+            for run, name, results in group.rows
+        ]
         columns = columns_of(group, marks)
         head = '<th scope="col">Run</th>'
         for column in columns:
@@ -235,7 +277,7 @@ class RunsReport(Report):
             body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         notes = [(f"{title}.", text) for title, text in protocol_lines(columns)]
-        notes += [*marks, *((f"{name}.", text) for name, text in missing)]
+        notes += [*marks, *signs, *((f"{name}.", text) for name, text in missing)]
         below = "".join(
             f'<p class="protocol"{" style=margin-top:.25rem" * (i > 0)}><b>{escape(label)}</b> '
             f"{escape(text)}</p>"

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from lumitok.config import EncoderConfig
 from lumitok.errors import LumitokError, nearest
 from lumitok.evaluation.perturbations import Scaled
+from lumitok.evaluation.picture_sets import PictureSource
 from lumitok.evaluation.representations import (
+    LATENT,
+    LATENT_MEAN,
     EncoderLayers,
     Latent,
     RawPixels,
     Representation,
     TokenizerLatent,
+    check_names,
     open_encoder,
 )
 from lumitok.foundation import FoundationEncoder, encoder_names
 from lumitok.tokenizers import Tokenizer
 
 PIXELS = RawPixels.name
-LATENT = "latent"
+PAPERS_COUNT = 10_000
+"""Pictures that the papers' CKNNA is measured on."""
+
+Subject = str | EncoderConfig | Representation
 
 
 @dataclass(frozen=True)
@@ -46,35 +54,48 @@ class Plan:
 
     Attributes:
         subject: as the user named it.
-        networks: each reads the pictures once; their blocks' names differ.
+        fingerprint: sha256 of the subject's weights; None where it has none.
         compared: blocks of the subject, and of its encoder, that are held against the references.
         followed: those of them that are measured on changed pictures too.
         references: names of the blocks they are held against.
         probed: blocks that get a linear probe.
         tokenizer: the subject, where it is one.
+        networks: the network of each block; each reads the pictures once.
     """
 
     subject: str
-    networks: list[Representation]
-    compared: list[str]
-    followed: list[str]
-    references: list[str]
-    probed: list[str]
+    fingerprint: str | None = None
+    compared: list[str] = field(default_factory=list)
+    followed: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    probed: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
+    networks: dict[str, Representation] = field(default_factory=dict)
+
+    def add(self, network: Representation, blocks: Sequence[str]) -> None:
+        """Add a network; a LumitokError where one of its blocks has the name of another."""
+        check_names([*self.networks, *blocks])
+        self.networks |= dict.fromkeys(blocks, network)
 
     def network_of(self, block: str) -> Representation:
         """Return the network that a block belongs to."""
-        for network in self.networks:
-            names = network.block_names if isinstance(network, EncoderLayers) else [network.name]
-            if block in names:
-                return network
-        raise AssertionError(block)
+        return self.networks[block]
+
+    def without_noise(self, block: str) -> str:
+        """Return the block whose invariance is measured: the posterior's mean in place of its samples.
+
+        Each view has its own sample, and two samples differ where the pictures do not.
+        """
+        return LATENT_MEAN if block == LATENT and LATENT_MEAN in self.networks else block
 
 
-def kind(subject: str | EncoderConfig) -> Literal["tokenizer", "encoder", "pixels"]:
-    """Say what the user means: ``tokenizer``, ``encoder`` or ``pixels``."""
+def kind(subject: Subject) -> Literal["tokenizer", "encoder", "pixels", "network"]:
+    """Say what the user means: ``tokenizer``, ``encoder``, ``pixels`` or a ``network`` already open."""
     if isinstance(subject, EncoderConfig):
         return "encoder"
+    if not isinstance(subject, str | Path):
+        return "network"
+    subject = str(subject)
     if Path(subject).is_dir():
         return "tokenizer"
     if subject == PIXELS:
@@ -91,7 +112,7 @@ def kind(subject: str | EncoderConfig) -> Literal["tokenizer", "encoder", "pixel
 
 
 def make_plan(
-    subject: str | EncoderConfig,
+    subject: Subject,
     tokenizer: Tokenizer | None,
     references: Sequence[str | EncoderConfig],
     layers: Sequence[int] | None,
@@ -102,34 +123,61 @@ def make_plan(
     """Open the networks and decide which of their blocks are measured how."""
     if layers is not None and kind(subject) != "encoder":
         raise LumitokError("layers are chosen of an encoder alone; a tokenizer's encoder has its own")
-    plan = Plan(str(subject), [], [], [], [], [])
+    plan = Plan(str(subject))
     own: EncoderLayers | None = None
     if tokenizer is not None:
         plan.tokenizer = tokenizer
-        plan.networks.append(TokenizerLatent(tokenizer, choices.latent, choices.seed))
+        beside = choices.changes and choices.latent == "sample"
+        latent = TokenizerLatent(tokenizer, choices.latent, choices.seed, with_mean=beside)
+        plan.add(latent, latent.block_names)
+        plan.fingerprint = latent.weights
         plan.compared, plan.followed, plan.probed = [LATENT], [LATENT], [LATENT]
         encoder = _own_encoder(tokenizer)
         own = EncoderLayers(encoder.to(device), size) if encoder is not None else None
         main = [_end(own)] if own else []
-    elif kind(subject) == "encoder":
+    elif subject == PIXELS:
+        plan.compared = main = [PIXELS]
+    elif isinstance(subject, str | EncoderConfig):
         wanted = list(dict.fromkeys([*(layers or []), -1]))
         found = open_encoder(subject, size, side=choices.encoder_side, layers=wanted)
         own = EncoderLayers(found.to(device), size)
-        plan.subject = found.name
+        plan.subject, plan.fingerprint = own.name, own.weights
         main = own.block_names
     else:
-        main = []
+        plan.subject, plan.fingerprint = subject.name, subject.weights
+        plan.compared = main = _blocks_of(subject, size, device)
+        plan.add(subject, main)
     if own is not None:
-        plan.networks.append(own)
+        plan.add(own, own.block_names)
         plan.compared += own.block_names
     pixels = RawPixels()
-    plan.networks.append(pixels)
-    if tokenizer is None and own is None:
-        plan.compared, main = [pixels.name], [pixels.name]
+    plan.add(pixels, [pixels.name])
     plan.followed += main
     plan.probed += list(dict.fromkeys([*main, pixels.name]))
     _add_references(plan, own, references, size, choices, device)
     return plan
+
+
+def warnings(source: PictureSource, train: PictureSource | None, compared: int | None) -> list[str]:
+    """Say what the numbers cannot be taken for.
+
+    Args:
+        source: the pictures that are measured.
+        train: those that probes are trained on; None: no probe.
+        compared: pictures that CKNNA is of; None: no CKNNA.
+    """
+    found = []
+    if compared is not None and compared < PAPERS_COUNT:
+        found.append(
+            f"CKNNA falls with the number of pictures, and this is of {compared:,}: compare equal counts "
+            f"alone; papers take {PAPERS_COUNT:,}"
+        )
+    if train is not None and train.protocol_set().files == source.protocol_set().files:
+        found.append(
+            f"the linear probe is trained and measured on the same {len(source):,} files ('{train.name}' and "
+            f"'{source.name}'), so its accuracy is not a validation's: train on others"
+        )
+    return found
 
 
 def _add_references(
@@ -146,13 +194,22 @@ def _add_references(
         else:
             encoder = open_encoder(spec, size, side=choices.encoder_side).to(device)
             network = EncoderLayers(encoder, size)
-            plan.networks.append(network)
             block = _end(network)
+            if block not in plan.references:
+                plan.add(network, network.block_names)
         if block in plan.references:
             raise LumitokError(f"the reference '{block}' is named twice")
         plan.references.append(block)
     if own is not None and not references:
         plan.references.append(_end(own))
+
+
+def _blocks_of(network: Representation, size: int, device: torch.device) -> list[str]:
+    """Return the names of a network's blocks, from a blank picture."""
+    if isinstance(network, nn.Module):
+        network.to(device)
+    with torch.no_grad():
+        return [name for name, _ in network.blocks(torch.zeros(1, 3, size, size, device=device), [0])]
 
 
 def _own_encoder(tokenizer: Tokenizer) -> FoundationEncoder | None:
