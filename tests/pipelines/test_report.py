@@ -566,3 +566,19 @@ def test_pictures_are_pixels_of_the_runs_own_files(tmp_path: Path) -> None:
     expected: Tensor = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
     assert torch.equal(shown.inputs, expected)
     assert torch.equal(shown.looks["run"].outputs, expected + 10)
+
+
+def test_many_metrics_stand_below_one_another_and_fold_how_they_were_made() -> None:
+    def made(name: str, value: float) -> Results:
+        numbers = [
+            Number(f"metric {i}", value + i, Protocol(data=PICTURES, method=f"way {i}")) for i in range(12)
+        ]
+        return Results("latents", name, numbers)
+
+    html = table(run_of("one", made("one", 1.0)), run_of("two", made("two", 2.0)))
+    assert row(html, "metric 11") == "|12|13"  # A row a metric, a column a run.
+    above, _, folded = html.partition("<details>")
+    assert "How each of the 12 numbers was made" in folded
+    assert "way 11" in folded
+    assert "way 11" not in above
+    assert "data: " in above  # What is common to all stays in sight.

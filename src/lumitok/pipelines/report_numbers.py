@@ -33,6 +33,9 @@ STATISTICS = re.compile(r"to the statistics stored in (?P<name>.+) \((?P<sha256>
 NOTE_SIGNS = "*\u2020\u2021\u00a7"
 """For notes on a row, which is no worse for them; letters are for numbers that do not compare."""
 
+WIDE = 8
+"""Metrics of a table from which on they stand below one another, and protocols that are folded."""
+
 ARROWS = {"high": " \u2191", "low": " \u2193", "": ""}
 
 
@@ -149,6 +152,10 @@ class Column:
         """Whether any of its numbers has a mark."""
         return any(cell.mark for cell in self.cells)
 
+    def at(self, row: int) -> Cell:
+        """Return the cell of a row; an empty one for a run without results."""
+        return self.cells[row] if row < len(self.cells) else Cell(None)
+
     @property
     def title(self) -> str:
         """Name, unit, and an arrow to where it is better."""
@@ -264,28 +271,54 @@ class RunsReport(Report):
             for run, name, results in group.rows
         ]
         columns = columns_of(group, marks)
-        head = '<th scope="col">Run</th>'
-        for column in columns:
-            title = escape(column.title) + _superscript("", slot=column.marked)
-            head += f'<th scope="col" class="number">{title}</th>'
-        body = ""
-        for index, (name, mark) in enumerate(rows):
-            cells = "".join(_cell(column, column.cells[index]) for column in columns)
-            body += f'<tr><th scope="row">{escape(name)}{_superscript(mark)}</th>{cells}</tr>'
-        for name, _ in missing:
-            cells = "".join(_cell(column, Cell(None)) for column in columns)
-            body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        notes = [(f"{title}.", text) for title, text in protocol_lines(columns)]
-        notes += [*marks, *signs, *((f"{name}.", text) for name, text in missing)]
-        below = "".join(
-            f'<p class="protocol"{" style=margin-top:.25rem" * (i > 0)}><b>{escape(label)}</b> '
-            f"{escape(text)}</p>"
-            for i, (label, text) in enumerate(notes)
+        table = (_tall if len(columns) > WIDE else _wide)(
+            columns, [*rows, *((name, "") for name, _ in missing)]
         )
+        common, *own = [(f"{title}.", text) for title, text in protocol_lines(columns)] or [("", "")]
+        apart = [*own, *marks]
+        below = _paragraphs([common])
+        if len(apart) > WIDE:
+            how = f"How each of the {len(columns)} numbers was made"
+            below += f"<details><summary>{how}</summary>{_paragraphs(apart)}</details>"
+        else:
+            below += _paragraphs(apart)
+        below += _paragraphs([*signs, *((f"{name}.", text) for name, text in missing)])
         above = f'<p class="caption">{escape(group.title)}</p>'
         self._block(above + scrolling(table, group.title) + below)
         return self
+
+
+def _wide(columns: Sequence[Column], rows: Sequence[tuple[str, str]]) -> str:
+    """A table with a row a run; ``rows``: name and sign of each, those without results last."""
+    head = '<th scope="col">Run</th>'
+    for column in columns:
+        title = escape(column.title) + _superscript("", slot=column.marked)
+        head += f'<th scope="col" class="number">{title}</th>'
+    body = ""
+    for index, (name, sign) in enumerate(rows):
+        cells = "".join(_cell(column, column.at(index)) for column in columns)
+        body += f'<tr><th scope="row">{escape(name)}{_superscript(sign)}</th>{cells}</tr>'
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _tall(columns: Sequence[Column], rows: Sequence[tuple[str, str]]) -> str:
+    """The same table with a row a metric: so many stand better below one another."""
+    head = '<th scope="col"></th>' + "".join(
+        f'<th scope="col" class="number">{escape(name)}{_superscript(sign)}</th>' for name, sign in rows
+    )
+    body = ""
+    for column in columns:
+        cells = "".join(_cell(column, column.at(index)) for index in range(len(rows)))
+        body += f'<tr><th scope="row">{escape(column.title)}</th>{cells}</tr>'
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _paragraphs(notes: Sequence[tuple[str, str]]) -> str:
+    return "".join(
+        f'<p class="protocol" style=margin-top:.25rem><b>{escape(label)}</b> {escape(text)}</p>'
+        for label, text in notes
+        if text
+    )
 
 
 def _cell(column: Column, cell: Cell) -> str:

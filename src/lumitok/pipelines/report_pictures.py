@@ -15,7 +15,7 @@ from lumitok.pipelines.information import Information
 from lumitok.pipelines.report_album import ERROR_GAIN, Album, Look, Shown, error_of, psnr_of, read_examples
 from lumitok.pipelines.report_runs import Run
 
-PLACES = 8
+PLACES = 6
 """Pictures side by side at most, where one set of columns would leave room."""
 WITH_ERRORS = 3
 """Up to so many runs have their errors beside them; more would be too small to see."""
