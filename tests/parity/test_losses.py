@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pytest
@@ -256,3 +257,57 @@ def test_smaller_targets() -> None:
             n.check(**{f"multiscale_{mode}_{index}": shrunk})
     images = [n.outputs[f"multiscale_bilinear_{index}"] for index in range(2)]
     assert multi_resolution_l1(images, image) <= n.tolerance
+
+
+def test_the_patch_discriminator_of_vqgan() -> None:
+    """On one scale, with batch statistics; VA-VAE's and AlignTok's."""
+    n = Fixture("taming_patchgan")
+    config = PatchDiscriminatorConfig(
+        channels=n.arguments["first_channels"],
+        strided_layers=n.arguments["strided_layers"],
+        scales=1,
+        padding=n.arguments["padding"],
+        norm="batch",
+        loss="hinge",
+    )
+    discriminator = PatchDiscriminator(config)
+    # Its sequence: convolution, slope, then convolution, norm, slope in turn, and the logits.
+    places = {0: "0.conv", 2: "1.conv", 3: "1.norm", 5: "2.conv", 6: "2.norm", 8: "3.conv", 9: "3.norm"}
+    places[11] = "4.conv"
+    state = {}
+    for name, tensor in n.weights.items():
+        _, index, kind = name.split(".")
+        if kind in ("weight", "bias"):  # Running statistics belong to an eval mode that ours has not.
+            state[f"networks.0.{places[int(index)]}.{kind}"] = tensor
+    discriminator.load_state_dict(state)
+    n.check(logits_train=discriminator(n.inputs["image"])[0][-1])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_vf_loss_of_va_vae_and_its_weight(reduction: str) -> None:
+    """With margins, and against a likelihood that is summed over a picture or not."""
+    n = Fixture(f"vavae_loss_{reduction}")
+    weights = {name: nn.Parameter(w) for name, w in n.weights.items() if name.startswith("toy_")}
+    encoder = weights["toy_encoder.weight"], weights["toy_encoder.bias"]
+    moments = F.conv2d(n.inputs["hidden"], *encoder, padding=1)
+    mean, logvar = moments.chunk(2, dim=1)
+    logvar = logvar.clamp(-30, 20)
+    z = mean + torch.exp(0.5 * logvar) * n.inputs["noise"]
+    decoder = weights["toy_decoder.weight"], weights["toy_decoder.bias"]
+    image = F.conv2d(F.interpolate(z, scale_factor=8, mode="nearest"), *decoder, padding=1)
+    n.check(reconstruction=image)
+    if reduction == "sum":  # Ours is summed over a picture.
+        n.check(kl_loss=kl(mean, logvar))
+    found = vf_loss(
+        F.conv2d(z, n.weights["linear_proj.weight"]),
+        n.inputs["features"],
+        distance_margin=n.arguments["pair_margin"],
+        cosine_margin=n.arguments["point_margin"],
+    )
+    difference = (image - n.inputs["picture"]).abs()
+    likelihood = difference.mean()
+    if reduction == "sum":
+        likelihood = (difference / math.exp(0.3) + 0.3).sum() / len(image)
+    at = weights["toy_encoder.weight"]
+    weight = adaptive_weight(likelihood, found.total, at, scale=n.arguments["vf_weight"])
+    n.check(vf_loss=found.total, vf_weight=weight)
