@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,22 @@ def _one_thread() -> None:
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may reach a hub, also where there is a network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No weights of a metric's network: an empty cache of torch hub's, no variable, no network."""
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise urllib.error.URLError("no network")
+
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path))
+    for variable in ("LUMITOK_INCEPTION", "LUMITOK_VGG16"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    yield tmp_path
+    torch.hub.set_dir(before)
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +52,6 @@ def pixels() -> Tensor:
 @pytest.fixture(scope="module")
 def extracted(inception: InceptionExtractor, pixels: Tensor) -> Extracted:
     return inception(pixels)
-
-
-@pytest.fixture
-def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """No cache, no variable, no network."""
-
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise urllib.error.URLError("no network")
-
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    monkeypatch.delenv("LUMITOK_INCEPTION", raising=False)
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    yield tmp_path
-    torch.hub.set_dir(before)
 
 
 def test_inception_is_torch_fidelitys(file: Path, pixels: Tensor, extracted: Extracted) -> None:

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lumitok.errors import LumitokError
-from lumitok.losses.lpips import LPIPS, find_vgg16
+from lumitok.losses.lpips import LPIPS, VGG16
 
 package = pytest.importorskip("lpips")
 
@@ -44,21 +40,6 @@ def file(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def ours(file: Path) -> LPIPS:
     return LPIPS(file, verify=False)
-
-
-@pytest.fixture
-def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """No cache, no variable, no network."""
-
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise urllib.error.URLError("no network")
-
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    monkeypatch.delenv("LUMITOK_VGG16", raising=False)
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    yield tmp_path
-    torch.hub.set_dir(before)
 
 
 def pictures(seed: int) -> Tensor:
@@ -142,16 +123,16 @@ def test_missing_weights_say_what_to_do(nothing_at_hand: Path, download: bool) -
 def test_weights_are_found_by_argument_then_variable_then_cache(
     nothing_at_hand: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert find_vgg16() is None
+    assert VGG16.find() is None
     cached = nothing_at_hand / "checkpoints" / "vgg16-397923af.pth"
     cached.parent.mkdir()
     named, argument = nothing_at_hand / "a.pth", nothing_at_hand / "b.pth"
     for path in (cached, named, argument):
         path.touch()
-    assert find_vgg16() == cached
+    assert VGG16.find() == cached
     monkeypatch.setenv("LUMITOK_VGG16", str(named))
-    assert find_vgg16() == named
-    assert find_vgg16(argument) == argument
+    assert VGG16.find() == named
+    assert VGG16.find(argument) == argument
 
 
 def test_a_named_file_that_is_not_there_is_an_error(

@@ -9,7 +9,7 @@ import torch
 
 import lumitok
 from lumitok.foundation import encoder_names
-from lumitok.losses.lpips import ENVIRONMENT
+from lumitok.losses.lpips import VGG16
 from lumitok.pipelines import doctor
 from lumitok.pipelines.doctor import examine
 from lumitok.training.precision import Precision
@@ -45,7 +45,7 @@ def test_every_encoder_and_vgg16_are_listed() -> None:
 def test_vgg16_is_found_where_lpips_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "vgg16.pth"
     file.touch()
-    monkeypatch.setenv(ENVIRONMENT, str(file))
+    monkeypatch.setenv(VGG16.environment, str(file))
     assert examine().weights[-1].path == file
     file.unlink()
     row = examine().weights[-1]

@@ -6,10 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +81,6 @@ class Projection:
 @pytest.fixture
 def projection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction_instruments, "open_extractor", lambda *_: Projection())
-
-
-@pytest.fixture
-def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No cache, no variable, no network."""
-
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise urllib.error.URLError("no network")
-
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    for variable in ("LUMITOK_VGG16", "LUMITOK_INCEPTION"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    yield
-    torch.hub.set_dir(before)
 
 
 def measured(checkpoint: str, data: Path, **options: Any) -> Results:
@@ -289,7 +270,7 @@ def test_copies_are_told(checkpoint: str, data: Path) -> None:
     assert drawn[copy] != pytest.approx(drawn[first], rel=1e-6)
 
 
-def test_what_cannot_be_had_is_left_out_by_name(checkpoint: str, data: Path, nothing_at_hand: None) -> None:
+def test_what_cannot_be_had_is_left_out_by_name(checkpoint: str, data: Path, nothing_at_hand: Path) -> None:
     results = measured(checkpoint, data, metrics=None)
     assert [number.name for number in results.numbers] == ["PSNR", "SSIM", "SSIM on [-1, 1]", "L1"]
     missing = results.tables["not measured"]
@@ -319,7 +300,7 @@ def test_what_cannot_be_had_is_left_out_by_name(checkpoint: str, data: Path, not
     ],
 )
 def test_what_the_user_named_wrongly_is_an_error(
-    checkpoint: str, data: Path, nothing_at_hand: None, option: dict[str, Any], words: str
+    checkpoint: str, data: Path, nothing_at_hand: Path, option: dict[str, Any], words: str
 ) -> None:
     pytest.importorskip("torch_fidelity")
     with pytest.raises(LumitokError, match=words):

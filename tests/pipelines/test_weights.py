@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,10 @@ VGG16 = "vgg16-397923af.pth"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache of torch hub's, and no network."""
-
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise urllib.error.URLError("no network")
-
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    for variable in ("LUMITOK_INCEPTION", "LUMITOK_VGG16"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    (tmp_path / "checkpoints").mkdir()
-    yield tmp_path / "checkpoints"
-    torch.hub.set_dir(before)
+def cache(nothing_at_hand: Path) -> Path:
+    """Where torch hub keeps weights; empty."""
+    (nothing_at_hand / "checkpoints").mkdir()
+    return nothing_at_hand / "checkpoints"
 
 
 def test_all_networks_are_described(cache: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -148,27 +146,18 @@ def test_what_cannot_be_trained_says_why(recipe: Recipe) -> None:
         train(changed(recipe, stages__0__trainable=["block.*"]))
 
 
-def test_every_stage_is_looked_at_before_the_first_begins(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_stage_is_looked_at_before_the_first_begins(recipe: Recipe, nothing_at_hand: Path) -> None:
     first = recipe.stages[0].model_dump()
     later: list[tuple[dict[str, Any], str]] = [
         ({"batch_size": 9, "images": 18}, "in equal groups of at most 8"),
         ({"trainable": ["nothing.*"]}, "no parameter is named"),
         ({"losses": {"lpips": 1.0}}, "needs VGG16's weights"),
     ]
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.delenv("LUMITOK_VGG16", raising=False)
-    monkeypatch.setattr(urllib.request, "urlopen", _no_network)
     for index, (change, said) in enumerate(later):
         second = first | {"name": "second"} | change
         with pytest.raises(LumitokError, match=said):
             train(changed(recipe, out=f"{recipe.out}-{index}", stages=[first, second]))
         assert not (Path(f"{recipe.out}-{index}") / "history.jsonl").exists()
-
-
-def _no_network(*_: object, **__: object) -> None:
-    raise urllib.error.URLError("no network")
 
 
 def test_the_folder_of_a_tokenizer_is_found(recipe: Recipe, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""``lumitok evaluate``: reconstruction, generation, representation, latents."""
+"""``lumitok evaluate``: reconstruction, generation, representation, latents.
+
+Long because every option of four verbs stands here with its help.
+"""
 
 from __future__ import annotations
 
@@ -385,10 +388,10 @@ def latents(
 
 def _keep_and_print(results: Results, json: Path | None, beside: str = "") -> None:
     """Write the results, and print the numbers, how they were made, and what was left out."""
-    from lumitok.pipelines.keep_results import keep_results, speaks
+    from lumitok.pipelines.keep_results import is_main, keep_results
 
     kept = keep_results(results, json, beside)
-    if not speaks():
+    if not is_main():
         return
     listed = table("", "value", "", "how")
     shared, own = results.how()

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 INCEPTION = "inception"
 INCEPTION_SIZE = 299
 SPATIAL_CHANNELS = 7
-"""Channels of mixed_6 that sFID looks at: 17 x 17 x 7 = 2023 numbers (ADM's evaluator)."""
+"""Channels of mixed_6 that sFID looks at (ADM's evaluator)."""
+SPATIAL_DIM = 17 * 17 * SPATIAL_CHANNELS
 
 DINOV2_SIZE = 224
 DINOV2 = ("dinov2-small", "dinov2-base", "dinov2-large", "dinov2-giant")
@@ -62,7 +63,7 @@ class Extracted:
 
     Attributes:
         pooled: (B, d), what distances are taken on.
-        spatial: (B, 2023), what sFID is taken on; None for all but Inception.
+        spatial: (B, SPATIAL_DIM), what sFID is taken on; None for all but Inception.
         logits: (B, 1008), what the Inception score is taken on: without the last layer's bias, as ADM's
             evaluator and torch-fidelity have it; None for all but Inception.
     """

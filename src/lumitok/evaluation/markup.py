@@ -124,7 +124,7 @@ def data_table(
     for index, name in enumerate(columns):
         values = [row[index] for row in rows]
         numbers = all(value is None or _is_number(value) for value in values) and any(map(_is_number, values))
-        decimals, finest = _decimals(values), _best_value(values, best.get(name))
+        decimals, finest = decimals_of(values), _best_value(values, best.get(name))
         number = ' class="number"' if numbers else ""
         head += f'<th scope="col"{number}>{escape(name)}</th>'
         for place, value in enumerate(values):
@@ -139,7 +139,7 @@ def _is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _decimals(values: Sequence[Value]) -> int:
+def decimals_of(values: Sequence[Value]) -> int:
     """Decimals for a column: four digits of its largest number, fewer where no value needs them."""
     numbers = [v for v in values if isinstance(v, float) and math.isfinite(v) and v != 0]
     if not numbers:
@@ -166,7 +166,7 @@ def shown(value: Value, decimals: int | None = None) -> str:
     elif not math.isfinite(value):
         text = str(value)
     else:
-        decimals = _decimals([value]) if decimals is None else decimals
+        decimals = decimals_of([value]) if decimals is None else decimals
         text = f"{value:.{decimals}f}"
         if value and float(text) == 0:
             text = f"{value:.2e}"

@@ -27,6 +27,7 @@ from lumitok.data import BadPicture, Pictures, UnreadableError, center_crop, ope
 from lumitok.data.bad_pictures import listing
 from lumitok.data.sources import Folder, Zip
 from lumitok.errors import LumitokError, nearest
+from lumitok.evaluation.extractors import SPATIAL_DIM
 from lumitok.evaluation.frechet import Statistics
 from lumitok.evaluation.protocol import PictureSet, hash_names
 
@@ -289,7 +290,7 @@ def open_reference_statistics(path: str | Path) -> ReferenceStatistics:
     with _open_npz(path) as arrays:
         keys = _keys(arrays)
         found = {}
-        for pair, dim in ((POOLED, 2048), (SPATIAL, 2023)):
+        for pair, dim in ((POOLED, 2048), (SPATIAL, SPATIAL_DIM)):
             if pair is SPATIAL and not set(pair) & keys:
                 continue
             mean, covariance = (_array(arrays, key, path) for key in pair)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from lumitok.errors import LumitokError, nearest
+
+Latent = Literal["mean", "sample"]
+LATENTS: dict[Latent, str] = {"mean": "posterior's mean", "sample": "posterior sample"}
+"""Which latent is decoded or analysed, in the words that stand beside a number."""
 
 SHOWN_DIGITS = 12
 """Digits of a sha256 that are shown to people; all of them are stored and compared."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,17 +23,17 @@ from lumitok.evaluation.perturbations import SEED, Group, Scaled, perturb
 from lumitok.evaluation.perturbations import names as change_names
 from lumitok.evaluation.picture_sets import PictureSource
 from lumitok.evaluation.processes import share, together
+from lumitok.evaluation.protocol import LATENTS, Latent
 from lumitok.foundation import FoundationEncoder
 from lumitok.tokenizers import Tokenizer
 
-Latent = Literal["sample", "mean"]
 Blocks = list[tuple[str, Tensor]]
 
 UNCHANGED = "unchanged"
 """Name of the view of a picture as it is; the others are those of :mod:`lumitok.evaluation.perturbations`."""
 
 LATENT = "latent"
-MEAN, DETERMINISTIC = "posterior's mean", "deterministic"
+MEAN, DETERMINISTIC = LATENTS["mean"], "deterministic"
 LATENT_MEAN = f"{LATENT}, {MEAN}"
 """Block of the posterior's mean, beside the block of samples."""
 
@@ -90,7 +90,7 @@ class TokenizerLatent:
         self.name = LATENT
         self.block_names = [LATENT, LATENT_MEAN] if with_mean else [LATENT]
         self.weights = tokenizer.fingerprint()
-        self.detail = "posterior sample" if latent == "sample" else MEAN
+        self.detail = LATENTS[latent]
 
     def blocks(self, pixels: Tensor, draws: Sequence[int]) -> Blocks:
         """Return the block ``latent``: z (B, h w, C); the mean after it, where it is wanted."""

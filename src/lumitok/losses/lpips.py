@@ -36,8 +36,6 @@ VGG16 = WeightsFile(
     address=_vgg16_address,
     otherwise="Without it, the loss feature_distance on a registered encoder can take the place of lpips",
 )
-VGG16_FILE = VGG16.file
-ENVIRONMENT = VGG16.environment
 
 
 class LPIPS(nn.Module):
@@ -95,15 +93,6 @@ def _layer(a: Tensor, b: Tensor, head: nn.Module) -> Tensor:
     b = F.normalize(b.float(), dim=1, eps=NORM_EPS)
     weighted: Tensor = head((a - b).square())  # (B, 1, h, w)
     return weighted.mean(dim=(1, 2, 3))
-
-
-def find_vgg16(weights: str | Path | None = None) -> Path | None:
-    """Return the file of VGG16's weights where it is at hand, None where it is not.
-
-    Raises:
-        LumitokError: ``weights`` or LUMITOK_VGG16 names a file that does not exist.
-    """
-    return VGG16.find(weights)
 
 
 def load_backbone(

@@ -11,7 +11,7 @@ import torch
 import lumitok
 from lumitok.errors import LumitokError
 from lumitok.foundation import WeightsRecord, describe_weights
-from lumitok.losses.lpips import VGG16_FILE, find_vgg16
+from lumitok.losses.lpips import VGG16
 from lumitok.training.precision import choose_precision, default_device
 
 PACKAGES = (
@@ -23,7 +23,6 @@ PACKAGES = (
     "safetensors",
     "torchmetrics",
 )
-VGG16_BYTES = 553_433_881
 OPTIONAL_PACKAGES = {
     "lpips": "the LPIPS loss",
     "wandb": "tracker: wandb",
@@ -50,10 +49,10 @@ def examine() -> Findings:
 def _vgg16() -> WeightsRecord:
     """Say where LPIPS would take VGG16 from; a path in the environment that is wrong is not at hand."""
     try:
-        path, source = find_vgg16(), f"torchvision's {VGG16_FILE}"
+        path, source = VGG16.find(), f"torchvision's {VGG16.file}"
     except LumitokError as error:
         path, source = None, str(error)
-    return WeightsRecord("VGG16, for LPIPS", source, path, VGG16_BYTES, "BSD-3-Clause")
+    return WeightsRecord("VGG16, for LPIPS", source, path, VGG16.size, VGG16.licence)
 
 
 def _machine() -> dict[str, str]:

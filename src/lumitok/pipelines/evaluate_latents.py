@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from lumitok.evaluation.latent_space import METHODS, LatentSpace, LatentStatisti
 from lumitok.evaluation.picture_sets import PictureSource, fingerprints, open_picture_set
 from lumitok.evaluation.processes import gather, here, is_main, share, together
 from lumitok.evaluation.progress import show_progress
-from lumitok.evaluation.protocol import Protocol
+from lumitok.evaluation.protocol import LATENTS, Latent, Protocol
 from lumitok.evaluation.results import Better, Number, Results
 from lumitok.evaluation.spectrum import Moments, Spectrum, SpectrumGatherer
 from lumitok.nn.precision import exact_float32
@@ -31,9 +31,6 @@ from lumitok.pipelines.picture_warnings import picture_warnings
 from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
-
-Latent = Literal["sample", "mean"]
-LATENTS: dict[Latent, str] = {"mean": "posterior's mean", "sample": "posterior sample"}
 
 MANY = 10_000
 """Pictures from which on their count is not warned of."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from lumitok.evaluation.picture_sets import PictureSource, fingerprints, open_pi
 from lumitok.evaluation.pictures import to_pil
 from lumitok.evaluation.processes import here, share, together
 from lumitok.evaluation.progress import show_progress
-from lumitok.evaluation.protocol import Protocol
+from lumitok.evaluation.protocol import LATENTS, Latent, Protocol
 from lumitok.evaluation.results import Number, Results
 from lumitok.nn.precision import exact_float32
 from lumitok.pipelines.picture_warnings import picture_warnings
@@ -36,11 +36,6 @@ from lumitok.pipelines.reconstruction_instruments import (
 )
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
-
-Latent = Literal["mean", "sample"]
-
-LATENTS: dict[Latent, str] = {"mean": "posterior's mean", "sample": "posterior sample"}
-"""Which latent is decoded, in the words that stand beside a number."""
 
 MANY = 10_000
 """Pictures from which on a distance between sets is not warned of."""

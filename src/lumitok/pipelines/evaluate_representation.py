@@ -26,14 +26,13 @@ from lumitok.evaluation.perturbations import Scaled
 from lumitok.evaluation.picture_sets import PictureSource, open_picture_set
 from lumitok.evaluation.probe import ProbeSettings
 from lumitok.evaluation.processes import here, is_main, share
-from lumitok.evaluation.protocol import Protocol
+from lumitok.evaluation.protocol import Latent, Protocol
 from lumitok.evaluation.representations import (
     DETERMINISTIC,
     LATENT,
     MEAN,
     UNCHANGED,
     Gathered,
-    Latent,
     gather_features,
 )
 from lumitok.evaluation.results import Number, Results

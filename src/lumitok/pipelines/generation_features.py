@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lumitok.data import BadPicture
 from lumitok.errors import LumitokError
-from lumitok.evaluation.extractors import Extractor
+from lumitok.evaluation.extractors import SPATIAL_DIM, Extractor
 from lumitok.evaluation.frechet import StatisticsGatherer
 from lumitok.evaluation.picture_sets import PictureSource, fingerprints
 from lumitok.evaluation.processes import share, together
@@ -19,7 +19,6 @@ from lumitok.evaluation.progress import show_progress
 Need = Literal["statistics", "spatial", "logits", "rows"]
 """What is kept of the features: mean and covariance of the pooled ones, the same of the spatial ones, the
 logits, and the pooled ones themselves."""
-SPATIAL_DIM = 2023
 
 
 @dataclass

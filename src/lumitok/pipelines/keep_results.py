@@ -7,7 +7,7 @@ from pathlib import Path
 from lumitok.evaluation.processes import is_main
 from lumitok.evaluation.results import FOLDER, Results, check_target, default_path
 
-__all__ = ["Results", "check_target", "keep_results", "results_folder", "speaks"]
+__all__ = ["Results", "check_target", "is_main", "keep_results", "results_folder"]
 
 
 def results_folder(checkpoint: str) -> Path | None:
@@ -23,8 +23,3 @@ def keep_results(results: Results, path: Path | None, beside: str = "") -> Path 
     if path is None and beside and Path(beside).is_dir():
         path = default_path(Path(beside), results)
     return None if path is None or not is_main() else results.save(path)
-
-
-def speaks() -> bool:
-    """Whether this process is the one that prints."""
-    return is_main()

@@ -6,7 +6,6 @@ letter's line under the table says what differs. What is to be known of a whole 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from string import ascii_lowercase
 from typing import Self
 
 from lumitok.errors import LumitokError
-from lumitok.evaluation.markup import scrolling, shown
+from lumitok.evaluation.markup import decimals_of, scrolling, shown
 from lumitok.evaluation.protocol import PictureSet, Protocol, common_lines, in_words
 from lumitok.evaluation.report import Report
 from lumitok.evaluation.results import Number, Results
@@ -325,7 +324,7 @@ def _cell(column: Column, cell: Cell) -> str:
     if cell.number is None:
         text = shown(None)
     else:
-        decimals = _decimals([c.number.value for c in column.cells if c.number is not None])
+        decimals = decimals_of([float(c.number.value) for c in column.cells if c.number is not None])
         text = shown(float(cell.number.value), decimals)
         if cell.number.spread is not None:
             text += f" \u00b1 {shown(float(cell.number.spread), decimals)}"
@@ -339,10 +338,3 @@ def _superscript(mark: str, *, slot: bool = False) -> str:
         return ""
     room = "display:inline-block;width:.9em;text-align:left;padding-left:.15em;" if slot else ""
     return f'<sup style="{room}line-height:0">{mark}</sup>'
-
-
-def _decimals(values: Sequence[float]) -> int:
-    """Decimals for a column: four digits of its largest number, fewer where no value needs them."""
-    largest = max(abs(value) for value in values)
-    most = min(6, max(0, 3 - math.floor(math.log10(largest)))) if largest else 0
-    return max(len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in values)

@@ -6,7 +6,6 @@ it is. Another kind of run is one more function in :data:`READERS`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from lumitok.config import Recipe, load_recipe
 from lumitok.errors import LumitokError
 from lumitok.evaluation.curves import read_history
 from lumitok.evaluation.results import FOLDER, Results
+from lumitok.tokenizers.base import read_config
 from lumitok.training import find_tokenizer
 from lumitok.training.journal import HISTORY
 
@@ -164,7 +164,7 @@ def _read_tokenizer_run(path: Path, name: str) -> Run | None:
         pictures=sorted((path / FOLDER).glob("*.png")),
         examples=sorted((path / "examples").glob("step-*")),
         tokenizer=tokenizer,
-        config=_config(tokenizer) if tokenizer is not None else {},
+        config=read_config(tokenizer) if tokenizer is not None else {},
     )
 
 
@@ -184,14 +184,3 @@ def _history(path: Path) -> list[dict[str, Any]]:
                 "table, 'values'; remove the line"
             )
     return records
-
-
-def _config(tokenizer: Path) -> dict[str, Any]:
-    path = tokenizer / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LumitokError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise LumitokError(f"{path} does not describe a tokenizer: it holds a {type(config).__name__}")
-    return config

@@ -14,11 +14,11 @@ from lumitok.config import EncoderConfig
 from lumitok.errors import LumitokError, nearest
 from lumitok.evaluation.perturbations import Scaled
 from lumitok.evaluation.picture_sets import PictureSource
+from lumitok.evaluation.protocol import Latent
 from lumitok.evaluation.representations import (
     LATENT,
     LATENT_MEAN,
     EncoderLayers,
-    Latent,
     RawPixels,
     Representation,
     TokenizerLatent,

@@ -264,7 +264,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
                 encoder's weights are not those it was trained with.
         """
         folder = _locate(str(pretrained_model_name_or_path), revision, subfolder or "")
-        config = _read_config(folder)
+        config = read_config(folder)
         kind = str(config.pop("_class_name", ""))
         if kind not in cls._kinds:
             raise LumitokError(f"{folder} holds a '{kind}', not a tokenizer{nearest(kind, cls._kinds)}")
@@ -359,7 +359,12 @@ def _locate(name: str, revision: str | None, subfolder: str) -> Path:
     return find_tokenizer(Path(found) / subfolder)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a tokenizer's folder says of it in ``config.json``.
+
+    Raises:
+        LumitokError: the file is damaged, or does not hold names and values.
+    """
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -93,6 +93,25 @@ class Level(nn.Module):
         return x
 
 
+def _levels(
+    before: int, widths: list[int], blocks: int, *, attention: int | None, resize: Literal["up", "down"]
+) -> nn.Sequential:
+    """Levels from ``before`` channels to each width in turn, attention at one; all but the last resize."""
+    last = len(widths) - 1
+    return nn.Sequential(
+        *(
+            Level(
+                width_before,
+                width,
+                blocks,
+                attention=index == attention,
+                resize=resize if index < last else None,
+            )
+            for index, (width_before, width) in enumerate(zip([before, *widths], widths, strict=False))
+        )
+    )
+
+
 def _middle(channels: int) -> nn.Sequential:
     return nn.Sequential(
         ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels)
@@ -123,18 +142,8 @@ class LDMEncoder(nn.Module):
         super().__init__()
         widths = [channels * factor for factor in multipliers]
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
-        last = len(widths) - 1
-        self.levels = nn.Sequential(
-            *(
-                Level(
-                    before,
-                    width,
-                    blocks,
-                    attention=level_attention and index == last,
-                    resize="down" if index < last else None,
-                )
-                for index, (before, width) in enumerate(zip([channels, *widths], widths, strict=False))
-            )
+        self.levels = _levels(
+            channels, widths, blocks, attention=len(widths) - 1 if level_attention else None, resize="down"
         )
         self.middle = _middle(widths[-1])
         self.norm_out = _norm(widths[-1])
@@ -172,18 +181,8 @@ class LDMDecoder(nn.Module):
         widths = [channels * factor for factor in reversed(multipliers)]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.middle = _middle(widths[0])
-        last = len(widths) - 1
-        self.levels = nn.Sequential(
-            *(
-                Level(
-                    before,
-                    width,
-                    blocks,
-                    attention=level_attention and index == 0,
-                    resize="up" if index < last else None,
-                )
-                for index, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
-            )
+        self.levels = _levels(
+            widths[0], widths, blocks, attention=0 if level_attention else None, resize="up"
         )
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)

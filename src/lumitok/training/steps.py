@@ -101,11 +101,12 @@ def reconstruct(state: StageState, part: Part, equivariance: Equivariance | None
     return output
 
 
-def target_of(part: Part, equivariance: Equivariance | None) -> Tensor:
-    """The pictures that the reconstructions shall equal."""
+def encoded_and_target(part: Part, equivariance: Equivariance | None) -> tuple[Tensor, Tensor]:
+    """The pictures as they are encoded, and those that the reconstructions shall equal."""
     if equivariance is None:
-        return part.pictures
-    return equivariance.picture(equivariance.shrink(part.pictures))
+        return part.pictures, part.pictures
+    encoded = equivariance.shrink(part.pictures)
+    return encoded, equivariance.picture(encoded)
 
 
 def discriminator_step(
@@ -129,7 +130,7 @@ def discriminator_step(
             draws = part.draws
             with state.accelerator.autocast():
                 real_views = draws.pictures(Draw.REAL), draws.shared(Draw.REAL)
-                real = network(target_of(part, equivariance), losses, *real_views)
+                real = network(encoded_and_target(part, equivariance)[1], losses, *real_views)
                 fake_views = draws.pictures(Draw.FAKE), draws.shared(Draw.FAKE)
                 terms = discriminator_terms(
                     real, network(fake, losses, *fake_views), discriminators.patch_loss
@@ -155,8 +156,7 @@ def generator_step(
     for index, part in enumerate(parts):
         with _synchronised(state, state.generator, index, len(parts)):
             output = reconstruct(state, part, equivariance) if shared is None else shared
-            target = target_of(part, equivariance)
-            encoded = part.pictures if equivariance is None else equivariance.shrink(part.pictures)
+            encoded, target = encoded_and_target(part, equivariance)
             with state.accelerator.autocast():
                 total, terms = state.objective(
                     output,
