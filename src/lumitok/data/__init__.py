@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lumitok.data.bad_pictures import BadPicture, BadPictures, UnreadableError
 from lumitok.data.batches import Batch, TrainingBatches, validation_batches
+from lumitok.data.buckets import Buckets
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
 from lumitok.data.pictures import Pictures, evenly, open_pictures, split_holdout
 from lumitok.data.prepare import center_crop, prepare, random_square
@@ -13,6 +14,7 @@ __all__ = [
     "BadPicture",
     "BadPictures",
     "Batch",
+    "Buckets",
     "DemoPictures",
     "Pictures",
     "TrainingBatches",

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lumitok.config import DataConfig
 from lumitok.data.bad_pictures import BadPicture, UnreadableError, listing
+from lumitok.data.buckets import BucketKeys, Buckets
 from lumitok.data.pictures import Pictures
 from lumitok.data.prepare import augmentation_rng, order_rng, prepare, replacements
 from lumitok.errors import LumitokError
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
     """Pictures as they are stored, ready to be scaled."""
 
     pixels: Tensor
-    """uint8 (b, 3, size, size)."""
+    """uint8 (b, 3, size, size), or (b, 3, height, width) of the step's bucket."""
     labels: Tensor
     """int64 (b,)."""
     indices: Tensor
@@ -42,26 +43,28 @@ class Batch(NamedTuple):
 class TrainingBatches:
     """An endless sequence of training batches.
 
-    Epoch e runs through all pictures in an order drawn from ``(seed, e)``; the epochs follow one
-    another without a gap, so no picture is dropped and a batch may span two epochs. Global step s
+    With buckets each step has one size; :class:`lumitok.data.buckets.BucketKeys` says in what order.
+    Otherwise epoch e runs through all pictures in an order drawn from ``(seed, e)``; the epochs follow
+    one another without a gap, so no picture is dropped and a batch may span two epochs. Global step s
     takes positions ``[s B, (s + 1) B)`` of that sequence, with B = batch_size * parts * world. Part p
     of the step holds the positions from ``p * batch_size * world`` on, and rank r its r-th slice.
 
     Iterating yields a :class:`Batch`; every call of ``iter`` begins again at ``start_step``. A picture's
     crop and mirroring come from ``(seed, epoch, index)`` alone, and so does the picture that takes the
-    place of a bad one. It is an error if :data:`lumitok.data.prepare.TRIES` replacements, or all pictures
-    there are, are bad too.
+    place of a bad one, from the same bucket where one is found. It is an error if
+    :data:`lumitok.data.prepare.TRIES` replacements, or all pictures there are, are bad too.
 
     Args:
         pictures: what to train on.
         config: preparation and number of worker processes.
-        size: side in pixels.
+        size: side in pixels, without buckets.
         batch_size: this process's share of one part.
         seed: 0 or more.
         start_step: the first global step to yield, to resume a run.
         rank: number of this process.
         world: number of processes.
         parts: batches a step (gradient accumulation); iterating yields ``parts`` batches a step.
+        buckets: the sizes that preparation ``keep-aspect`` brings ``pictures`` to; None for the others.
     """
 
     def __init__(
@@ -76,19 +79,28 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
         parts: int = 1,
+        buckets: Buckets | None = None,
     ) -> None:
         _check(pictures, size, batch_size)
+        if (buckets is not None) != (config.preparation == "keep-aspect"):
+            raise LumitokError(
+                f"the preparation keep-aspect goes with buckets, and no other does; got {config.preparation} "
+                f"{'without' if buckets is None else 'with'} buckets (lumitok.data.buckets makes them)"
+            )
         if seed < 0 or start_step < 0 or parts < 1 or not 0 <= rank < world:
             raise LumitokError(
                 f"training batches need seed >= 0, start_step >= 0, parts >= 1 and 0 <= rank < world; got "
                 f"seed {seed}, start_step {start_step}, parts {parts}, rank {rank}, world {world}"
             )
-        dataset = _Prepared(pictures, config, size, seed, replace=True)
-        keys = _Keys(len(pictures), seed, batch_size, start_step, rank, world, parts)
-        self._loader = _loader(dataset, keys, config.workers)
+        dataset = _Prepared(pictures, config, size, seed, replace=True, buckets=buckets)
+        place = batch_size, start_step, rank, world, parts
+        keys: Keys | BucketKeys = Keys(len(pictures), seed, *place)
+        if buckets is not None:
+            keys = BucketKeys(buckets, seed, *place)
+        self._loader = loader(dataset, keys, config.workers)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _raising(self._loader)
+        return raising(self._loader)
 
 
 def validation_batches(
@@ -118,7 +130,7 @@ def validation_batches(
     keys = [[(0, i) for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
     config = DataConfig(preparation="center-crop", flip=False)
     dataset = _Prepared(pictures, config, size, seed=0, replace=False)
-    return _reported(_raising(_loader(dataset, keys, workers)), report, str(pictures.source))
+    return _reported(raising(loader(dataset, keys, workers)), report, str(pictures.source))
 
 
 def _reported(
@@ -140,7 +152,7 @@ def _reported(
         raise LumitokError(f"all pictures of '{source}' are bad; mend them:\n{listing(bad)}")
 
 
-class _Keys:
+class Keys:
     """The batches of one rank, as an endless iterable of lists of keys."""
 
     def __init__(
@@ -169,9 +181,17 @@ class _Prepared(Dataset[Batch]):
     """Opens and prepares whole batches, in a worker process or in this one."""
 
     def __init__(
-        self, pictures: Pictures, config: DataConfig, size: int, seed: int, *, replace: bool
+        self,
+        pictures: Pictures,
+        config: DataConfig,
+        size: int,
+        seed: int,
+        *,
+        replace: bool,
+        buckets: Buckets | None = None,
     ) -> None:
         self.pictures, self.config, self.size, self.seed = pictures, config, size, seed
+        self.buckets = buckets
         self.replace = replace
         """Whether another picture takes a bad one's place; otherwise the place is left out."""
 
@@ -185,7 +205,11 @@ class _Prepared(Dataset[Batch]):
     def _batch(self, keys: Sequence[Key]) -> Batch:
         bad: dict[str, BadPicture] = {}
         indices: list[int] = []
-        pixels = torch.empty(len(keys), 3, self.size, self.size, dtype=torch.uint8)
+        # All keys of a batch are of one bucket.
+        size = (self.size, self.size)
+        if self.buckets is not None:
+            size = self.buckets.sizes[self.buckets.of[keys[0][1]]]
+        pixels = torch.empty(len(keys), 3, *size, dtype=torch.uint8)
         for epoch, index in keys:
             found = self._open(epoch, index, bad)
             if found is None:
@@ -194,7 +218,7 @@ class _Prepared(Dataset[Batch]):
             # The place's own chance, so that a picture that stands in twice is not cropped alike.
             rng = augmentation_rng(self.seed, epoch, index)
             scale, flip = self.config.crop_scale, self.config.flip
-            array = prepare(image, self.size, self.config.preparation, crop_scale=scale, flip=flip, rng=rng)
+            array = prepare(image, size, self.config.preparation, crop_scale=scale, flip=flip, rng=rng)
             pixels[len(indices)] = torch.from_numpy(array).permute(2, 0, 1)
             indices.append(used)
         labels = torch.tensor([self.pictures.labels[index] for index in indices], dtype=torch.int64)
@@ -219,11 +243,18 @@ class _Prepared(Dataset[Batch]):
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
-        if self.replace:
-            yield from replacements(self.seed, epoch, index, len(self.pictures))
+        if not self.replace:
+            return
+        others = replacements(self.seed, epoch, index, len(self.pictures))
+        if self.buckets is None:
+            yield from others
+        else:
+            of = self.buckets.of
+            yield from sorted(others, key=lambda other: bool(of[other] != of[index]))
 
 
-def _loader(dataset: _Prepared, keys: _Keys | list[list[Key]], workers: int) -> DataLoader[Batch]:
+def loader(dataset: Dataset[Any], keys: Keys | BucketKeys | list[list[Key]], workers: int) -> DataLoader[Any]:
+    """Load batches of keys in worker processes, which only the main process ends."""
     ending = torch.zeros((), dtype=torch.bool)
     if workers:
         ending.share_memory_()
@@ -261,7 +292,8 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _raising(loader: DataLoader[Batch]) -> Generator[Batch]:
+def raising(loader: DataLoader[Any]) -> Generator[Any]:
+    """Yield a loader's batches; an error that came in the place of one is raised."""
     for batch in loader:
         if isinstance(batch, LumitokError):
             raise batch

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,14 +46,60 @@ class LatentSpec:
         mean, std = self._statistics(z)
         return z * std + mean
 
-    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def require_statistics(self) -> None:
+        """Raise a LumitokError where there are no statistics: nothing can learn or draw these latents yet."""
         if self.mean is None or self.std is None:
             raise LumitokError(
                 "this tokenizer carries no latent statistics: they are measured at the end of a training "
-                "run; measure them with lumitok.training.measure_latents before its latents are whitened"
+                "run; `lumitok statistics CHECKPOINT PICTURES` measures and stores them"
             )
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        self.require_statistics()
+        assert self.mean is not None
+        assert self.std is not None
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise LumitokError(f"latents of shape {tuple(z.shape)} do not fit (B, {self.channels}, h, w)")
         mean = torch.tensor(self.mean, dtype=z.dtype, device=z.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=z.dtype, device=z.device).view(1, -1, 1, 1)
         return mean, std
+
+
+ORIGIN = "latents.json"
+
+
+@dataclass(frozen=True)
+class LatentOrigin:
+    """What a diffusion network must know of the latents it learnt; kept beside its weights.
+
+    Attributes:
+        spec: their shape and statistics, and which tokenizer made them.
+        classes: names of the classes, in the order of their labels; empty where there are none.
+    """
+
+    spec: LatentSpec
+    classes: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write it to a network's folder."""
+        text = json.dumps({**asdict(self.spec), "classes": self.classes}, indent=1, ensure_ascii=False)
+        (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """Read it from a network's folder; None where there is none, as with an imported network.
+
+        Raises:
+            LumitokError: the file is damaged.
+        """
+        path = folder / ORIGIN
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            classes = tuple(values.pop("classes"))
+            for name in ("mean", "std"):
+                values[name] = None if values[name] is None else tuple(values[name])
+            return cls(LatentSpec(**values), classes)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LumitokError(f"{path} is damaged: {error}") from None

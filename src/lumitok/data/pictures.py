@@ -65,20 +65,20 @@ class Pictures:
         Raises:
             UnreadableError: this picture cannot be read; it says why.
         """
-        return self._read(index, read_picture)
+        return self._read(index, self.source.open, read_picture)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return width and height as stored (before EXIF turns the picture); reads only the header.
+        """Return the width and height of the picture that ``open`` gives; reads only the header.
 
         Raises:
             UnreadableError: this header cannot be read; it says why.
         """
-        return self._read(index, read_size)
+        return self._read(index, self.source.head, read_size)
 
-    def _read(self, index: int, read: Callable[[BinaryIO], T]) -> T:
+    def _read(self, index: int, opened: Callable[[str], BinaryIO], read: Callable[[BinaryIO], T]) -> T:
         name = self.names[index]
         try:
-            with self.source.open(name) as file:
+            with opened(name) as file:
                 return read(file)
         except MemoryError:
             raise

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may hold, whatever its name says. Others stay shut: EPS, for one, runs Ghostscript."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """Tags of a TIFF."""
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 # Pillow refuses a picture from twice its limit on, which makes it a bad one; below, it warns of each.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -45,13 +47,18 @@ def read_picture(file: BinaryIO | Path) -> Image.Image:
 
 
 def read_size(file: BinaryIO | Path) -> tuple[int, int]:
-    """Read a picture's width and height as stored (before EXIF turns it): the header alone.
+    """Read the width and height that :func:`read_picture` gives, upright: the header alone.
 
     Raises:
         Exception: what Pillow raises for a damaged header or a decompression bomb.
     """
     with _open(file) as opened:
-        return opened.size
+        width, height = opened.size
+        if opened.format == "TIFF":  # Pillow has turned it.
+            return width, height
+        # Not the picture's own method: a PNG's decodes all pixels to look for EXIF behind them.
+        orientation = Image.Image.getexif(opened).get(ExifTags.Base.Orientation, 1)
+        return (height, width) if orientation in SIDEWAYS else (width, height)
 
 
 def reason_of(error: Exception) -> str:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from PIL import Image
 
@@ -29,6 +29,9 @@ class Source(Protocol):
 
     def open(self, name: str) -> BinaryIO:
         """Open a file to read; it can seek."""
+
+    def head(self, name: str) -> BinaryIO:
+        """Open a file of which the beginning will be read, and little else."""
 
     def is_broken_link(self, name: str) -> bool:
         """Say whether a name is a link to nothing."""
@@ -73,6 +76,10 @@ class Folder:
                 raise ValueError("it is a broken link") from None
             raise
         return path.open("rb")
+
+    def head(self, name: str) -> BinaryIO:
+        """Open a file as :meth:`open` does."""
+        return self.open(name)
 
     def is_broken_link(self, name: str) -> bool:
         """Say whether a name is a link to nothing."""
@@ -132,12 +139,19 @@ class Zip:
 
     def open(self, name: str) -> BinaryIO:
         """Unpack a member; one that is larger than any picture that is read is a ValueError."""
+        # In memory, because a picture's reader seeks and a compressed member rereads from its start.
+        return BytesIO(self.archive().read(self._member(name)))
+
+    def head(self, name: str) -> BinaryIO:
+        """Open a member without unpacking the whole; the same limit."""
+        return cast(BinaryIO, self.archive().open(self._member(name)))
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
         member = self.archive().getinfo(self.prefix + name)
         pixels = Image.MAX_IMAGE_PIXELS
         if pixels is not None and member.file_size > 2 * pixels * BYTES_PER_PIXEL:
             raise ValueError(f"it unpacks to {member.file_size} bytes, which no picture needs")
-        # In memory, because a picture's reader seeks and a compressed member rereads from its start.
-        return BytesIO(self.archive().read(member))
+        return member
 
     def is_broken_link(self, name: str) -> bool:  # noqa: ARG002
         """Say no: a zip's links are short texts, and no picture."""

@@ -119,11 +119,13 @@ def write_checkpoint(run: Path, step: int, fill: Callable[[Path], None]) -> Path
     return whole
 
 
-def remove_old(run: Path, keep: int) -> None:
-    """Remove all checkpoints but the ``keep`` newest and the best."""
+def remove_old(run: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all checkpoints but the ``keep`` newest, the best, and those at a multiple of ``keep_every``."""
     best = load_best(run)
     for old in checkpoints(run)[:-keep]:
-        if best is None or old.name != _name(best.step):
+        step = int(old.name.removeprefix("step-"))
+        kept = keep_every > 0 and step % keep_every == 0
+        if not kept and (best is None or best.step != step):
             _remove(old)
 
 
@@ -197,7 +199,7 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
         if name in saved and saved[name] != value:
             raise LumitokError(
                 f"{name} changed since {folder.parent} was written: {saved[name]} then, {value} now; put the "
-                "old ones back, or begin a new run from its weights with start="
+                "old ones back, or begin a new run from its weights with init="
             )
 
 

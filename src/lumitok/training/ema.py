@@ -14,16 +14,24 @@ class EMA:
 
     The weight of the past after a step of n images is 0.5 ** (n / h) with h = min(half_life,
     ramp * images seen), so that early averages follow quickly (EDM2's and StyleGAN's rule). With ``most``
-    it is min(most, (1 + n) / (10 + n)) in the n-th step (latent diffusion's rule).
+    it is min(most, (1 + n) / (10 + n)) in the n-th step (latent diffusion's rule), or, where that is not
+    ``ramped``, ``most`` in every step (DiT's rule).
 
     Attributes:
         steps: steps that the average has followed, from its beginning or its last restart.
     """
 
     def __init__(
-        self, module: nn.Module, names: list[str], half_life: int, ramp: float, most: float | None = None
+        self,
+        module: nn.Module,
+        names: list[str],
+        half_life: int,
+        ramp: float,
+        most: float | None = None,
+        *,
+        ramped: bool = True,
     ) -> None:
-        self.half_life, self.ramp, self.most = half_life, ramp, most
+        self.half_life, self.ramp, self.most, self.ramped = half_life, ramp, most, ramped
         self.steps = 0
         parameters = dict(module.named_parameters())
         self.parameters = {name: parameters[name] for name in names}
@@ -31,6 +39,8 @@ class EMA:
 
     def decay(self, images_seen: int, batch_size: int) -> float:
         """Weight of the past in the step that brings the count of images to ``images_seen``."""
+        if self.most is not None and not self.ramped:
+            return self.most
         if self.most is not None:
             return min(self.most, (1 + self.steps) / (10 + self.steps))
         before = images_seen - batch_size

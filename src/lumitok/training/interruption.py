@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+
+from lumitok.training.checkpoint import Place
+from lumitok.training.journal import Journal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -43,3 +50,26 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def leave_if_asked(
+    accelerator: Accelerator,
+    journal: Journal,
+    interruption: Interruption,
+    place: Place,
+    save: Callable[[], None],
+) -> None:
+    """Save and leave where a signal came to any process.
+
+    Raises:
+        SystemExit: one did; the code is 128 plus its number.
+    """
+    number = 0 if interruption.asked is None else int(interruption.asked)
+    asked = torch.tensor([number], device=accelerator.device)
+    number = int(accelerator.gather(asked).max())
+    if number == 0:
+        return
+    with journal.pause():
+        save()
+    journal.say(f"stopped by signal {number} after step {place.step}, saved; go on with --resume")
+    raise SystemExit(128 + number)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Self
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -112,13 +114,35 @@ class Journal:
             path.mkdir(parents=True, exist_ok=True)
             for index, picture in enumerate(pictures):
                 to_pil(picture).save(path / f"{index}.png")
-        sheet = grid([list(inputs), list(outputs)], labels=["input", "reconstruction"])
+        self._sheet(
+            place, "reconstructions", grid([list(inputs), list(outputs)], labels=["input", "reconstruction"])
+        )
+
+    def samples(self, place: Place, pictures: Tensor, classes: Sequence[str]) -> None:
+        """Save samples, uint8 (N, 3, H, W), with the names of their classes, if they have any.
+
+        A sheet goes to ``grids/`` and to the tracker, single pictures to ``samples/``.
+        """
+        if not self.active:
+            return
+        path = self.run / "samples" / f"step-{place.step:08d}"
+        path.mkdir(parents=True, exist_ok=True)
+        for index, picture in enumerate(pictures):
+            to_pil(picture).save(path / f"{index}.png")
+        width = math.ceil(math.sqrt(len(pictures)))
+        rows = [list(pictures[first : first + width]) for first in range(0, len(pictures), width)]
+        first_names = [
+            ", ".join(dict.fromkeys(classes[i : i + width])) for i in range(0, len(classes), width)
+        ]
+        self._sheet(place, "samples", grid(rows, labels=first_names))
+
+    def _sheet(self, place: Place, title: str, sheet: Image.Image) -> None:
         (self.run / "grids").mkdir(exist_ok=True)
-        sheet.save(self.run / "grids" / f"{name}.png")
+        sheet.save(self.run / "grids" / f"step-{place.step:08d}.png")
         pixels = np.asarray(sheet)[None]
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"reconstructions": pixels}, step=place.step, **layout)
+            tracker.log_images({title: pixels}, step=place.step, **layout)
 
     def _left(self, place: Place) -> str:
         if self._rate <= 0 or place.step == 0:
@@ -141,12 +165,13 @@ def _truncate(path: Path, step: int) -> None:
         # A process that was killed may have left half a line, and examples of steps still to come.
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
-    for old in (*path.parent.glob("examples/step-*"), *path.parent.glob("grids/step-*.png")):
+    for old in (p for name in ("examples", "samples", "grids") for p in path.parent.glob(f"{name}/step-*")):
         if int(old.stem.removeprefix("step-")) > step:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 _HEADLINES = ("total", "l1", "lpips", "ssim", "vf", "gan", "patchgan", "discriminator", "skipped_steps")
+_HEADLINES += ("velocity", "cosine", "alignment", "class_token")
 
 
 def _is_headline(name: str, kind: str) -> bool:

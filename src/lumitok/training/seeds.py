@@ -24,6 +24,8 @@ class Draw(IntEnum):
     FOOLED = 3
     """Their view of reconstructions in the generator's step."""
     EQUIVARIANCE = 4
+    DIFFUSION = 5
+    """Time, dropped label and noise."""
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate import Accelerator
 
-from lumitok.config import Recipe, Section, load_recipe, save_recipe
-from lumitok.data import BadPictures, Pictures, open_pictures, split_holdout
+from lumitok.config import Recipe, save_recipe
+from lumitok.data import BadPictures, Buckets, Pictures, open_pictures, split_holdout
 from lumitok.errors import LumitokError
 from lumitok.foundation import frozen_encoders
 from lumitok.losses.discriminators.head import VIRTUAL_BATCH
 from lumitok.losses.equivariance import check_equivariance
 from lumitok.tokenizers import Tokenizer, build_tokenizer
 from lumitok.training.adversaries import Discriminators
+from lumitok.training.begin import Changeable, start_accelerator, start_trackers, take_up
 from lumitok.training.checkpoint import (
     Best,
     Place,
     check_identity,
-    checkpoints,
     load_best,
     load_place,
     load_tensors,
@@ -33,19 +31,18 @@ from lumitok.training.checkpoint import (
 from lumitok.training.ema import EMA
 from lumitok.training.guards import Guard
 from lumitok.training.journal import HISTORY
-from lumitok.training.memory import keep_freed_memory
+from lumitok.training.mixed_aspect import buckets_hash, fill_buckets, training_sizes
 from lumitok.training.objective import GeneratorObjective
-from lumitok.training.origin import take_over
-from lumitok.training.precision import choose_precision, default_device
+from lumitok.training.origin import open_origin, take_over
 from lumitok.training.seeds import derive_seed
 from lumitok.training.steps import choose_trainable
 
-# Settings that may differ when a run is taken up again: they do not change what is learnt.
 _FREE_TRAINING = "log_every grid_every validate_every validation_images checkpoint_every keep best"
 _FREE_TRAINING += " skip_not_finite statistics_images bundle_encoder tracker"
-FREE = {"training": set(_FREE_TRAINING.split()), "data": {"workers", "bad_share"}}
-# And these do, but are what a run that has gone wrong is taken up with; a change is said.
-MENDED = {"training": {"precision"}, "stages": {"generator_lr", "discriminator_lr", "clip_norm"}}
+CHANGEABLE = Changeable(
+    free={"training": set(_FREE_TRAINING.split()), "data": {"workers", "bad_share"}},
+    mended={"training": {"precision"}, "stages": {"generator_lr", "discriminator_lr", "clip_norm"}},
+)
 BAD_PICTURES = "bad-pictures.jsonl"
 
 
@@ -62,6 +59,8 @@ class Run:
     """One a stage."""
     ema: EMA
     pictures: Pictures
+    buckets: Buckets | None
+    """Of pictures that keep their aspect ratio: the size that each is brought to."""
     held_out: dict[str, Pictures]
     bad: BadPictures
     guard: Guard
@@ -80,15 +79,16 @@ class Run:
 def start_run(recipe: Recipe, resume: bool) -> Run:
     """Build everything and put it where the run begins or is taken up."""
     training = recipe.training
-    if training.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise LumitokError("training.tracker is wandb, which is not installed: pip install 'lumitok[wandb]'")
     folder = Path(recipe.out or f"runs/{recipe.name}")
-    accelerator = _accelerator(recipe, folder)
-    taken_up, mended = _take_up(folder, recipe, resume)
+    accelerator = start_accelerator(training, folder)
+    taken_up, mended = take_up(folder, recipe, resume, CHANGEABLE)
     _check_batches(recipe, accelerator.num_processes)
+    origin = open_origin(recipe) if recipe.init and taken_up is None else None
     pictures, held_out, listed = _open_data(recipe)
     torch.manual_seed(derive_seed(training.seed))
-    tokenizer = build_tokenizer(recipe.model).to(accelerator.device)
+    # An encoder that is trained lies in the checkpoint, so its pretrained weights need not be at hand.
+    given = recipe.model.type == "aligntok" and (origin is not None or taken_up is not None)
+    tokenizer = build_tokenizer(recipe.model, load_weights=not given).to(accelerator.device)
     # Channels last is the layout that bfloat16 kernels want, and 1x1 convolutions on any processor.
     tokenizer.to(memory_format=torch.channels_last)
     discriminators = Discriminators.of(recipe)
@@ -96,17 +96,26 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         discriminators.to(accelerator.device)
         if discriminators.patch is not None:
             discriminators.patch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check_transforms(recipe, tokenizer)
     # Every stage's losses and patterns are looked at now, so that no later stage stops for want of a file.
     objectives: list[GeneratorObjective] = []
     for stage in recipe.stages:
         objectives.append(GeneratorObjective(stage.losses, objectives).to(accelerator.device))
+    sizes = training_sizes(recipe, tokenizer, objectives)
+    _check_transforms(recipe, tokenizer, {side for size in sizes for side in size})
     _check_alignment(recipe, tokenizer, objectives)
     for stage in recipe.stages:
         choose_trainable(tokenizer, stage)
     place, began = Place(), "from random weights"
     average = None
+    buckets = None
+    if recipe.data.preparation == "keep-aspect":
+        workers = recipe.data.workers
+        pictures, buckets = fill_buckets(
+            pictures, sizes, accelerator, folder, workers=workers, resume=taken_up is not None
+        )
     identity = _identity(pictures, tokenizer, discriminators)
+    if buckets is not None:
+        identity["the pictures' aspect ratios"] = f"in buckets of hash {buckets_hash(buckets)[:12]}"
     if taken_up is not None:
         saved = taken_up / "training"
         check_identity(saved, identity)
@@ -117,8 +126,8 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
             state = load_tensors(saved / "discriminator.safetensors", accelerator.device)
             load_trained_state(discriminators, state, taken_up)
         average = load_tensors(saved / "ema.safetensors", accelerator.device)
-    elif recipe.start:
-        place, average, began = take_over(recipe.start, tokenizer, discriminators)
+    elif origin is not None:
+        place, average, began = take_over(origin, tokenizer, discriminators)
     if resume and taken_up is None and (folder / HISTORY).is_file():
         began = f"no checkpoint in {folder}, so the run begins again {began}"
     ema = EMA(
@@ -137,8 +146,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, folder / "recipe.yaml")
-    if training.tracker != "none":
-        accelerator.init_trackers("log" if training.tracker == "tensorboard" else "lumitok")
+    start_trackers(accelerator, training.tracker)
     return Run(
         recipe=recipe,
         folder=folder,
@@ -148,6 +156,7 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         objectives=objectives,
         ema=ema,
         pictures=pictures,
+        buckets=buckets,
         held_out=held_out,
         bad=bad,
         guard=Guard(folder, rank, training.skip_not_finite, place.skipped),
@@ -157,66 +166,6 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
         identity=identity,
         began=began,
     )
-
-
-def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
-    device = default_device()
-    precision = choose_precision(recipe.training.precision, device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    return Accelerator(
-        mixed_precision="bf16" if precision.dtype == torch.bfloat16 else "no",
-        cpu=device.type == "cpu",
-        log_with=None if recipe.training.tracker == "none" else recipe.training.tracker,
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
-        # Spectral norms evolve alike on every process; broadcasting them would break the two passes.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-
-
-def _take_up(folder: Path, recipe: Recipe, resume: bool) -> tuple[Path | None, str]:
-    """Find the checkpoint to go on from, see that it belongs to this recipe, and say what was changed."""
-    found = checkpoints(folder)
-    if not found:
-        return None, ""
-    if not resume:
-        raise LumitokError(
-            f"{folder} holds a run already; go on with --resume, or choose another folder with out="
-        )
-    saved = load_recipe(str(found[-1] / "recipe.yaml"))
-    for section in type(recipe).model_fields:
-        old, new = _fixed(saved, section), _fixed(recipe, section)
-        if section not in ("name", "about", "out") and old != new:
-            raise LumitokError(
-                f"the run in {folder} was started with another '{section}'; resume it with the recipe "
-                f"{folder / 'recipe.yaml'}, or start a new run with out="
-            )
-    return found[-1], _mended(saved, recipe)
-
-
-def _fixed(recipe: Recipe, section: str) -> Any:
-    """What of a section may not change when a run is taken up."""
-    value = getattr(recipe, section)
-    if section == "stages":
-        return [stage.model_dump(exclude=MENDED["stages"]) for stage in value]
-    free = FREE.get(section, set()) | MENDED.get(section, set())
-    return value.model_dump(exclude=free) if free else value
-
-
-def _mended(saved: Recipe, recipe: Recipe) -> str:
-    """Say which settings that change what is learnt are not those of the checkpoint."""
-    pairs: list[tuple[str, Section, Section]] = [("training", saved.training, recipe.training)]
-    pairs += [
-        (f"stages.{index}", old, new)
-        for index, (old, new) in enumerate(zip(saved.stages, recipe.stages, strict=True))
-    ]
-    changes = [
-        f"{where}.{key} {getattr(old, key)} -> {getattr(new, key)}"
-        for where, old, new in pairs
-        for key in sorted(MENDED[where.split(".")[0]])
-        if getattr(old, key) != getattr(new, key)
-    ]
-    return f", with {', '.join(changes)}" if changes else ""
 
 
 def _identity(
@@ -253,13 +202,14 @@ def _check_batches(recipe: Recipe, world: int) -> None:
             )
 
 
-def _check_transforms(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """See that every drawn size is one that the tokenizer can take."""
-    size = recipe.model.image_size
+def _check_transforms(recipe: Recipe, tokenizer: Tokenizer, sides: set[int]) -> None:
+    """See that every drawn size is one that the tokenizer can take, whatever side pictures have."""
     for stage in recipe.stages:
-        if stage.equivariance is not None:
-            latent = size // recipe.model.downsampling
-            check_equivariance(stage.equivariance, size, tokenizer.encoded_multiple, latent)
+        if stage.equivariance is None:
+            continue
+        for side in sorted(sides):
+            latent = side // recipe.model.downsampling
+            check_equivariance(stage.equivariance, side, tokenizer.encoded_multiple, latent)
 
 
 def _check_alignment(recipe: Recipe, tokenizer: Tokenizer, objectives: list[GeneratorObjective]) -> None:

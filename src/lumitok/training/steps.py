@@ -23,6 +23,7 @@ from lumitok.training.guards import Guard, gradient_norms
 from lumitok.training.objective import GeneratorObjective
 from lumitok.training.reference import SemanticReference
 from lumitok.training.seeds import Draw, StepDraws
+from lumitok.training.sums import Sums
 
 
 @dataclass
@@ -53,26 +54,7 @@ class StageState:
     wrapped_discriminators: nn.Module | None = None
     discriminator_parameters: list[nn.Parameter] = field(default_factory=list)
     discriminator_optimizer: Adam | None = None
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    """Sum and count of every value since the last log line."""
-
-    def average(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Means of scalars over the processes, so that all of them see the same numbers."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        reduced = self.accelerator.reduce(stacked, reduction="mean")
-        return dict(zip(values, reduced.tolist(), strict=True))
-
-    def collect(self, values: dict[str, float]) -> None:
-        """Add a step's values to the means of the next log line."""
-        for name, value in values.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = [total + value, count + 1]
-
-    def means(self) -> dict[str, float]:
-        """Means over the steps since the last call."""
-        means = {name: total / count for name, (total, count) in self.sums.items()}
-        self.sums = {}
-        return means
+    sums: Sums = field(default_factory=Sums)
 
 
 def train_step(state: StageState, parts: list[Part], images_seen: int) -> None:
@@ -197,7 +179,7 @@ def _move(
     optimizer: Adam,
 ) -> None:
     """Look at losses and gradients, clip, and take the optimizer's step."""
-    averaged = state.average(values)
+    averaged = state.sums.average(state.accelerator, values)
     if state.guard.passes(averaged, network, title):
         if state.config.clip_norm is not None:
             gradients = [p.grad for p in parameters if p.grad is not None]
@@ -205,7 +187,7 @@ def _move(
             torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip_norm, norm)
         optimizer.step()
         state.guard.check_weights(network, parameters)
-        state.collect(averaged)
+        state.sums.collect(averaged)
     optimizer.zero_grad(set_to_none=True)
 
 

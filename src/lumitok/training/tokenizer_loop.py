@@ -33,9 +33,10 @@ from lumitok.training.checkpoint import (
     save_tensors,
     write_checkpoint,
 )
-from lumitok.training.interruption import Interruption
+from lumitok.training.interruption import Interruption, leave_if_asked
 from lumitok.training.journal import Journal
 from lumitok.training.measure import example_pictures, held_out_quality, measure_latents, to_pictures
+from lumitok.training.provenance import provenance_of
 from lumitok.training.reference import SemanticReference
 from lumitok.training.seeds import StepDraws, derive_seed, seed_step
 from lumitok.training.setup import Run, start_run
@@ -48,6 +49,7 @@ from lumitok.training.steps import (
     set_learning_rate,
     train_step,
 )
+from lumitok.training.sums import Sums
 
 GRID_PICTURES = 8
 REFERENCE = "reference.safetensors"
@@ -117,7 +119,9 @@ def _train_stage(
         )
         journal.advance(run.place, stage.name)
         _report(run, journal, state, last=run.place.stage_step == steps)
-        _leave_if_asked(run, journal, state, interruption)
+        leave_if_asked(
+            run.accelerator, journal, interruption, run.place, lambda: _save(run, state, improved=False)
+        )
 
 
 def _next_parts(run: Run, journal: Journal, batches: Iterator[Batch]) -> list[Part]:
@@ -147,7 +151,7 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
         return last or (every > 0 and step % every == 0)
 
     if due(training.log_every):
-        values = state.means()
+        values = state.sums.means()
         if run.guard.skipped:
             values["skipped_steps"] = run.guard.skipped
         journal.record(run.place, name, "train", values)
@@ -159,19 +163,6 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
             improved = _measure(run, journal, state.config)
         if improved or due(training.checkpoint_every):
             _save(run, state, improved)
-
-
-def _leave_if_asked(run: Run, journal: Journal, state: StageState, interruption: Interruption) -> None:
-    """Save and leave where a signal came to any process."""
-    number = 0 if interruption.asked is None else int(interruption.asked)
-    asked = torch.tensor([number], device=run.accelerator.device)
-    number = int(run.accelerator.gather(asked).max())
-    if number == 0:
-        return
-    with journal.pause():
-        _save(run, state, improved=False)
-    journal.say(f"stopped by signal {number} after step {run.place.step}, saved; go on with --resume")
-    raise SystemExit(128 + number)
 
 
 def _note_bad(run: Run, journal: Journal, found: list[BadPicture]) -> None:
@@ -196,6 +187,9 @@ def _introduce(run: Run, journal: Journal) -> None:
         f"{run.accelerator.num_processes} process(es); {len(run.pictures)} pictures to train on, "
         f"{held_out} held out{'; ' + left_out if left_out else ''}; writing to {run.folder}"
     )
+    if run.buckets is not None:
+        stages = run.recipe.stages[run.place.stage :]
+        journal.say(run.buckets.describe(max(stage.batch_size for stage in stages)))
     journal.say(run.began)
 
 
@@ -222,7 +216,7 @@ def _enter(run: Run, stage: StageConfig) -> StageState:
         parameters=parameters,
         optimizer=adam(parameters, stage.generator_lr, stage),
         guard=run.guard,
-        sums=dict(run.place.sums),
+        sums=Sums(dict(run.place.sums)),
         reference=_reference(run, stage),
     )
     if run.discriminators is not None and stage.losses.adversarial:
@@ -268,6 +262,7 @@ def _batches(run: Run, stage: StageConfig) -> TrainingBatches:
         rank=run.accelerator.process_index,
         world=world,
         parts=training.accumulation,
+        buckets=run.buckets,
     )
 
 
@@ -339,6 +334,7 @@ def _save(run: Run, state: StageState, improved: bool) -> None:
 
 def _fill(run: Run, state: StageState, folder: Path) -> None:
     training = folder / "training"
+    run.tokenizer.provenance = provenance_of(run)
     with run.ema.applied():
         run.tokenizer.save_pretrained(folder / "tokenizer")
     save_tensors(training / "generator.safetensors", trained_state(run.tokenizer))
@@ -351,7 +347,7 @@ def _fill(run: Run, state: StageState, folder: Path) -> None:
         save_tensors(training / "discriminator_optimizer.safetensors", optimizer)
     if state.reference is not None:
         save_tensors(training / REFERENCE, trained_state(state.reference))
-    save_place(training, replace(run.place, skipped=run.guard.skipped, sums=state.sums))
+    save_place(training, replace(run.place, skipped=run.guard.skipped, sums=state.sums.values))
     save_identity(training, run.identity)
     save_recipe(run.recipe, folder / "recipe.yaml")
 
@@ -369,6 +365,7 @@ def _finish(run: Run, journal: Journal) -> None:
                 seed=training.seed,
             )
             tokenizer.set_latent_statistics(mean, std, count)
+            tokenizer.provenance = provenance_of(run)
             partial, whole = run.folder / "tokenizer.partial", run.folder / "tokenizer"
             shutil.rmtree(partial, ignore_errors=True)
             tokenizer.save_pretrained(partial, bundle_encoder=training.bundle_encoder)

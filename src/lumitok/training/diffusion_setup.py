@@ -1,0 +1,277 @@
+"""Setting a diffusion run up: its network, its latents, and where it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lumitok.config import DiffusionRecipe, load_diffusion_recipe, save_recipe
+from lumitok.config.networks import AnyNetwork
+from lumitok.data import Pictures, open_pictures
+from lumitok.data.latent_store import LatentStore, open_latent_store
+from lumitok.data.latents import LatentOrigin
+from lumitok.diffusion.base import WEIGHTS, DiffusionNetwork, build_network, find_network
+from lumitok.errors import LumitokError, some
+from lumitok.foundation import FoundationEncoder
+from lumitok.tokenizers import Tokenizer
+from lumitok.training.begin import Changeable, start_accelerator, start_trackers, take_up
+from lumitok.training.checkpoint import (
+    Place,
+    check_identity,
+    checkpoints,
+    load_place,
+    load_tensors,
+    load_trained_state,
+)
+from lumitok.training.ema import EMA
+from lumitok.training.guards import Guard
+from lumitok.training.journal import HISTORY
+from lumitok.training.seeds import derive_seed
+
+NETWORK = "network.safetensors"
+_FREE = "log_every checkpoint_every keep keep_every skip_not_finite tracker compile"
+CHANGEABLE = Changeable(
+    free={
+        "training": set(_FREE.split()),
+        "samples": {"every", "count", "classes", "seed", "sampling"},
+        "data": {"workers", "latents", "tokenizer", "pictures"},
+    },
+    mended={"training": {"precision"}, "stages": {"lr", "clip_norm"}},
+)
+
+
+@dataclass
+class DiffusionRun:
+    """All that outlives a stage."""
+
+    recipe: DiffusionRecipe
+    folder: Path
+    accelerator: Accelerator
+    network: DiffusionNetwork
+    ema: EMA
+    store: LatentStore
+    pictures: Pictures | None
+    """Those of the store, in its order, where an encoder must see them."""
+    encoders: list[FoundationEncoder | None]
+    """What each stage aligns to."""
+    tokenizer: Tokenizer | None
+    """It decodes the samples."""
+    guard: Guard
+    place: Place
+    taken_up: Path | None
+    """The checkpoint to go on from, until its optimizer is read."""
+    identity: dict[str, Any]
+    """What a checkpoint must find again: the latents and the encoders."""
+    began: str
+    """Half a sentence for people: what the weights were at the beginning."""
+
+    @property
+    def origin(self) -> LatentOrigin:
+        """What is kept beside the network's weights of the latents it learns."""
+        return LatentOrigin(self.store.spec, tuple(self.store.classes))
+
+
+def start_diffusion(recipe: DiffusionRecipe, resume: bool) -> DiffusionRun:
+    """Build everything and put it where the run begins or is taken up.
+
+    Raises:
+        LumitokError: no latents, latents without statistics or of another tokenizer, a network that does not
+            fit them, a folder that holds another run.
+    """
+    training = recipe.training
+    folder = Path(recipe.out or f"runs/{recipe.name}")
+    if not recipe.data.latents:
+        raise LumitokError(
+            "this recipe names no latents; make a store with `lumitok encode TOKENIZER PICTURES --out STORE` "
+            "and add data.latents=STORE"
+        )
+    store = open_latent_store(Path(recipe.data.latents))
+    store.spec.require_statistics()
+    recipe = recipe.model_copy(update={"network": _fitted(recipe.network, store)})
+    accelerator = start_accelerator(training, folder)
+    taken_up, mended = take_up(folder, recipe, resume, CHANGEABLE)
+    _check_batches(recipe, accelerator.num_processes)
+    torch.manual_seed(derive_seed(training.seed))
+    network = build_network(recipe.network).to(accelerator.device)
+    encoders = _encoders(recipe, accelerator)
+    tokenizer = _tokenizer(recipe, store)
+    pictures = _pictures(recipe, store) if any(encoders) else None
+    identity: dict[str, Any] = {"the latents": store.identity}
+    identity |= {f"the encoder {e.name}": e.weights_hash()[:12] for e in encoders if e is not None}
+    place, began = Place(), "from random weights"
+    average = None
+    if taken_up is not None:
+        saved = taken_up / "training"
+        check_identity(saved, identity)
+        place, began = load_place(saved), f"going on from {taken_up}{mended}"
+        load_trained_state(network, load_tensors(saved / NETWORK, accelerator.device), taken_up)
+        average = load_tensors(saved / "ema.safetensors", accelerator.device)
+    elif recipe.init:
+        place, average, began = _take_over(recipe.init, network, store)
+    if resume and taken_up is None and (folder / HISTORY).is_file():
+        began = f"no checkpoint in {folder}, so the run begins again {began}"
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    ema = EMA(network, names, training.ema_half_life, training.ema_ramp, training.ema_decay, ramped=False)
+    ema.steps = place.averaged
+    if average is not None:
+        ema.load(average)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, folder / "recipe.yaml")
+    start_trackers(accelerator, training.tracker)
+    return DiffusionRun(
+        recipe=recipe,
+        folder=folder,
+        accelerator=accelerator,
+        network=network,
+        ema=ema,
+        store=store,
+        pictures=pictures,
+        encoders=encoders,
+        tokenizer=None if tokenizer is None else tokenizer.to(accelerator.device),
+        guard=Guard(folder, accelerator.process_index, training.skip_not_finite, place.skipped),
+        place=place,
+        taken_up=taken_up,
+        identity=identity,
+        began=began,
+    )
+
+
+def _fitted(network: AnyNetwork, store: LatentStore) -> AnyNetwork:
+    """The network's settings with what the store alone knows, where they stand at their defaults.
+
+    Raises:
+        LumitokError: they were set to something else.
+    """
+    spec = store.spec
+    if spec.height != spec.width:
+        raise LumitokError(
+            f"the latents of {store.path} are {spec.height}x{spec.width}; the networks take squares"
+        )
+    known = {"in_channels": spec.channels, "input_size": spec.height}
+    if network.classes:
+        known["classes"] = len(store.classes)
+    for key, value in known.items():
+        got = getattr(network, key)
+        if got not in (value, type(network).model_fields[key].default):
+            raise LumitokError(
+                f"network.{key} is {got}, but the latents of {store.path} have {value}; leave the key out, "
+                f"or give network.{key}={value}"
+            )
+    return type(network).model_validate(network.model_dump() | known)
+
+
+def _check_batches(recipe: DiffusionRecipe, world: int) -> None:
+    for stage in recipe.stages:
+        if stage.batch_size % (world * recipe.training.accumulation):
+            raise LumitokError(
+                f"stage '{stage.name}': batch_size {stage.batch_size} does not divide among {world} "
+                f"processes and {recipe.training.accumulation} accumulated parts"
+            )
+
+
+def _encoders(recipe: DiffusionRecipe, accelerator: Accelerator) -> list[FoundationEncoder | None]:
+    """The encoder of each stage; stages that name the same share it."""
+    found: list[FoundationEncoder | None] = []
+    for stage in recipe.stages:
+        losses = stage.losses
+        wanted = losses.alignment_encoder if losses.alignment > 0 or losses.class_token > 0 else None
+        same = next((e for e in found if e is not None and e.config == wanted), None)
+        if wanted is not None and same is None:
+            same = FoundationEncoder(wanted).to(accelerator.device)
+            _check_widths(recipe, same)
+        found.append(same)
+    return found
+
+
+def _check_widths(recipe: DiffusionRecipe, encoder: FoundationEncoder) -> None:
+    network, width = recipe.network, encoder.channels[-1]
+    for key in ("projector.channels", "class_channels"):
+        section = network.projector if key.startswith("projector") else network
+        got = getattr(section, key.rpartition(".")[2], 0)
+        if got and got != width:
+            raise LumitokError(
+                f"network.{key} is {got}, but the encoder '{encoder.name}' gives {width} channels; "
+                f"set network.{key}={width}"
+            )
+
+
+def _tokenizer(recipe: DiffusionRecipe, store: LatentStore) -> Tokenizer | None:
+    if not recipe.data.tokenizer:
+        return None
+    tokenizer = Tokenizer.from_pretrained(recipe.data.tokenizer)
+    store.check_tokenizer(tokenizer.fingerprint(), recipe.data.tokenizer)
+    return tokenizer
+
+
+def _pictures(recipe: DiffusionRecipe, store: LatentStore) -> Pictures:
+    """The pictures that the store was made from, in its order."""
+    if not recipe.data.pictures:
+        raise LumitokError(
+            "the alignment loss shows the pictures of the store to an encoder; name the folder or zip that "
+            "it was made from, data.pictures=FOLDER_OR_ZIP"
+        )
+    if not store.names:
+        raise LumitokError(
+            f"the store {store.path} does not know the names of its pictures, so they cannot be shown to an "
+            "encoder; make a store with `lumitok encode`"
+        )
+    pictures = open_pictures(Path(recipe.data.pictures))
+    places = {name: index for index, name in enumerate(pictures.names)}
+    missing = [name for name in store.names if name not in places]
+    if missing:
+        raise LumitokError(
+            f"{recipe.data.pictures} lacks {len(missing)} pictures of the store {store.path}: "
+            f"{some(missing, 3)}; name the folder that it was made from"
+        )
+    return pictures.subset([places[name] for name in store.names])
+
+
+def _take_over(
+    init: str, network: DiffusionNetwork, store: LatentStore
+) -> tuple[Place, dict[str, Tensor], str]:
+    """Fill the network with the weights of a run, a checkpoint or a network's folder."""
+    folder = Path(init).expanduser()
+    if not folder.is_dir():
+        raise LumitokError(f"init: there is no folder '{init}'; name a run, a checkpoint or a network")
+    found = checkpoints(folder)
+    source = found[-1] if found else folder
+    opened = find_network(source)
+    origin = LatentOrigin.load(opened)
+    if origin is not None:
+        store.check_tokenizer(origin.spec.tokenizer or "", f"{opened}, which it should go on from,")
+    saved = source / "training"
+    device = network.device
+    if not saved.is_dir():
+        state = load_tensors(opened / WEIGHTS, device)
+        load_trained_state(network, state, opened)
+        average = {name: p.detach().clone().float() for name, p in network.named_parameters()}
+        return Place(), average, f"starting from the network {opened}"
+    _check_finished(folder, source)
+    load_trained_state(network, load_tensors(saved / NETWORK, device), source)
+    average = load_tensors(saved / "ema.safetensors", device)
+    before = load_place(saved)
+    place = Place(
+        images=before.images,
+        images_before=before.images,
+        stages_before=before.stages_before + before.stage + 1,
+        averaged=before.averaged,
+    )
+    return place, average, f"starting from {source} ({before.images} latents seen)"
+
+
+def _check_finished(run: Path, last: Path) -> None:
+    if run == last:
+        return
+    stages, place = load_diffusion_recipe(str(last / "recipe.yaml")).stages, load_place(last / "training")
+    steps = sum(stage.images // stage.batch_size for stage in stages)
+    if place.step < steps:
+        raise LumitokError(
+            f"init: the run {run} is at step {place.step} of {steps}; finish it with --resume, or name the "
+            f"checkpoint to begin with, init={last}"
+        )
