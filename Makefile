@@ -17,8 +17,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.12 make ... chooses the Python (3.11 or newer); now: $(PYTHON)"
 
-demo: $(READY) ## Train a small tokenizer on this machine and write a report
-	$(BIN)/lumitok demo
+demo: $(READY) ## Train small tokenizers on this machine and write a report; SHORT=1: all its steps, cut short
+	$(BIN)/lumitok demo $(if $(filter-out 0,$(SHORT)),--fast)
 
 test: $(READY) ## Run the tests; ARGS="-k config -x" passes arguments to pytest
 	$(BIN)/pytest -n auto --maxprocesses 4 $(ARGS)

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {"pipelines", "training"},
     "__main__": {"cli"},
-    "__init__": {"data", "foundation", "tokenizers"},  # For type checkers; they load on first use.
+    # For type checkers; they load on first use.
+    "__init__": {"data", "foundation", "tokenizers", "pipelines"},
 }  # fmt: skip
 
 

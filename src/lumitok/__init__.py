@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lumitok.data.latents import LatentSpec
     from lumitok.errors import LumitokError
     from lumitok.foundation import FoundationEncoder
+    from lumitok.pipelines.latent_diffusion import LatentDiffusionPipeline
     from lumitok.tokenizers import VFMVAE, FrozenLDM, Tokenizer
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "VFMVAE",
     "FoundationEncoder",
     "FrozenLDM",
+    "LatentDiffusionPipeline",
     "LatentSpec",
     "LumitokError",
     "Tokenizer",
@@ -31,6 +33,7 @@ __all__ = [
 _HOME = {
     "FoundationEncoder": "lumitok.foundation",
     "FrozenLDM": "lumitok.tokenizers",
+    "LatentDiffusionPipeline": "lumitok.pipelines.latent_diffusion",
     "LatentSpec": "lumitok.data.latents",
     "LumitokError": "lumitok.errors",
     "Tokenizer": "lumitok.tokenizers",

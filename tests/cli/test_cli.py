@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import lumitok
 from lumitok.cli import app, main
-from lumitok.config import load_recipe, recipe_names
+from lumitok.config import load_any, load_recipe, recipe_names
 
 STRONG = "vfm-vae/imagenet256/1-strong-alignment"
 
@@ -65,7 +65,7 @@ def test_recipes_lists_all_with_what_they_are_for() -> None:
     text = run("recipes")
     for name in recipe_names():
         assert name in text
-        assert load_recipe(name).about.split()[0] in text
+        assert load_any(name).about.split()[0] in text
 
 
 def test_show_prints_the_resolved_recipe() -> None:
@@ -183,6 +183,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr(lumitok.config, "load_recipe", broken)
+    monkeypatch.setattr(lumitok.config, "load_any", broken)
     with pytest.raises(KeyError, match="ours"):
         main(["show", STRONG])

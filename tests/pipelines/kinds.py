@@ -12,7 +12,7 @@ from lumitok.config import ModelConfig
 from lumitok.tokenizers import build_tokenizer
 from tests.tokenizers.test_sizes import KINDS as SETTINGS
 
-KINDS = ("vfm-vae", "frozen-ldm", "aligntok", "ldm")
+KINDS = ("vfm-vae", "frozen-ldm", "aligntok", "ldm", "rae")
 
 
 def save_kind(kind: str, recipe: dict[str, Any], folder: Path) -> str:

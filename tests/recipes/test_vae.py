@@ -73,11 +73,28 @@ def test_the_long_run_in_one_is_its_three() -> None:
     three = [load_recipe(f"va-vae/imagenet256/long/{name}") for name in LONG]
     joined = load_recipe("va-vae/imagenet256/long/all")
     assert joined.stages == [stage for recipe in three for stage in recipe.stages]
-    assert joined.start == three[0].start == ""
+    assert joined.init == three[0].init == ""
     for before, after in itertools.pairwise(three):
-        assert after.start == f"runs/{before.name}"
+        assert after.init == f"runs/{before.name}"
         for part in ("model", "training", "patch_discriminator", "data"):
             assert getattr(after, part) == getattr(before, part) == getattr(joined, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "epochs"), [("vit-encoder", 32, 22), ("vit-encoder-d64", 64, 34)]
+)
+def test_the_vit_variant_is_aligntok_without_its_weights(name: str, channels: int, epochs: int) -> None:
+    recipe = load_recipe(f"va-vae/imagenet256/{name}")
+    aligntok = load_recipe("aligntok/imagenet256/d64" if channels == 64 else "aligntok/imagenet256/all")
+    ours, theirs = recipe.model.model_dump(), aligntok.model.model_dump()
+    assert {key for key in ours if ours[key] != theirs[key]} == {"encoder", "vf_head"}
+    assert ours["encoder"] == theirs["encoder"] | {"weights": "random"}
+    (stage,) = recipe.stages
+    # As many steps as AlignTok's stages together.
+    assert stage.images == sum(other.images for other in aligntok.stages)
+    assert stage.images == pytest.approx(epochs * EPOCH, rel=0.002)
+    assert stage.trainable == ["*"]
+    assert (stage.batch_size, stage.generator_lr, stage.losses.vf, stage.losses.kl) == (64, 1e-4, 0.1, 0)
 
 
 # Training ---------------------------------------------------------------------------------------
@@ -104,7 +121,7 @@ def shrink(recipe: Recipe, tiny_recipe: dict[str, Any], pictures: Path, out: Pat
         stage["losses"]["vf_encoder"] = tiny_recipe["model"]["encoder"] | {"layers": [-1]}
     tree["data"] |= {"train": str(pictures), "validation": str(pictures), "workers": 0}
     tree["training"] |= {"tracker": "none", "precision": "fp32", "log_every": 1, "grid_every": 0}
-    return Recipe.model_validate(tree | {"out": str(out), "start": ""})
+    return Recipe.model_validate(tree | {"out": str(out), "init": ""})
 
 
 @pytest.mark.parametrize(

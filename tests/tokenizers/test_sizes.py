@@ -44,6 +44,14 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "ldm": {"type": "ldm", "channels": 32, "multipliers": [1, 1, 1, 1, 2], "encoder_blocks": 1},
     "ldm, f8": {"type": "ldm", "downsampling": 8, "channels": 32, "multipliers": [1, 1, 1, 2]},
+    "rae": {
+        "type": "rae",
+        "encoder": VIT_14 | {"layers": [-2], "timm_kwargs": {**VIT_14["timm_kwargs"], "embed_dim": 4}},  # type: ignore[dict-item]
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "decoder_mlp": 16,
+    },
 }
 MULTIPLES = dict.fromkeys(KINDS, 16) | {"vfm-vae, pyramid": 32, "ldm, f8": 8}
 

@@ -121,7 +121,7 @@ def test_three_stages_in_one_run_equal_three_runs_in_turn(three: Recipe, tmp_pat
     start = ""
     for index, stage in enumerate(three.stages):
         out = str(tmp_path / f"run-{index}")
-        train(changed(three, stages=[stage.model_dump()], start=start, out=out))
+        train(changed(three, stages=[stage.model_dump()], init=start, out=out))
         start = out
     ours = everything(whole / "checkpoints/step-00000006")
     theirs = everything(checkpoints(Path(start))[-1])

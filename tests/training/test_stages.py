@@ -59,7 +59,7 @@ def test_four_stages_in_one_run_equal_four_runs_in_turn(four: Recipe, tmp_path: 
         # A recipe of its own knows no discriminator that only later stages use.
         patch = four.patch_discriminator if index == 3 else None
         out = str(tmp_path / f"run-{index}")
-        train(changed(four, stages=[stage.model_dump()], start=start, out=out, patch_discriminator=patch))
+        train(changed(four, stages=[stage.model_dump()], init=start, out=out, patch_discriminator=patch))
         start = out
     last = checkpoints(Path(start))[-1]
     assert last.name == "step-00000002"
@@ -133,7 +133,7 @@ def test_a_run_starts_from_a_tokenizer_alone(four: Recipe, tmp_path: Path) -> No
     tokenizer.save_pretrained(tmp_path / "saved")
     opened = Tokenizer.from_pretrained(tmp_path / "saved")
     still = four.stages[1].model_dump() | {"generator_lr": 1e-30}
-    one = changed(four, stages=[still], start=str(tmp_path / "saved"))
+    one = changed(four, stages=[still], init=str(tmp_path / "saved"))
     run = train(changed(one, patch_discriminator=None))
     trained = load_file(checkpoints(run)[-1] / "training" / "generator.safetensors")
     wanted = {n: t for n, t in opened.state_dict().items() if not n.startswith("encoder.")}
@@ -144,17 +144,18 @@ def test_a_run_starts_from_a_tokenizer_alone(four: Recipe, tmp_path: Path) -> No
 
 def test_a_start_that_does_not_fit_says_why(four: Recipe, tmp_path: Path) -> None:
     one = changed(four, stages=[four.stages[0].model_dump()], patch_discriminator=None)
-    with pytest.raises(LumitokError, match="start: there is no folder 'nowhere'"):
-        train(changed(one, start="nowhere"))
+    with pytest.raises(LumitokError, match="init: there is no folder 'nowhere'"):
+        train(changed(one, init="nowhere"))
     before = train(one)
-    other = changed(one, start=str(before), out=str(tmp_path / "other"))
-    with pytest.raises(LumitokError, match=r"do not fit this model: .*blocks\.0"):
+    other = changed(one, init=str(before), out=str(tmp_path / "other"))
+    said = r"is of another model .*: model\.block_channels is \[8, .*\] there and \[8, .*\] here\. Take the"
+    with pytest.raises(LumitokError, match=said):
         train(changed(other, model__block_channels=[8, 8, 8, 8, 8, 8]))
     with pytest.raises(LumitokError, match="was trained on an encoder with the hash"):
         train(changed(other, model__encoder__weights="random"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(LumitokError, match="holds no tokenizer"):
-        train(changed(other, start=str(tmp_path / "empty")))
+        train(changed(other, init=str(tmp_path / "empty")))
 
 
 def test_a_scale_that_fits_no_grid_is_refused_before_the_run_begins(four: Recipe) -> None:
@@ -168,12 +169,12 @@ def test_an_unfinished_run_is_no_start_unless_its_checkpoint_is_named(four: Reci
     one = changed(four, stages=[four.stages[0].model_dump()], patch_discriminator=None)
     run = train(changed(one, training__checkpoint_every=1))
     shutil.rmtree(run / "checkpoints/step-00000002")
-    after = changed(one, start=str(run), out=str(tmp_path / "after"))
+    after = changed(one, init=str(run), out=str(tmp_path / "after"))
     with pytest.raises(
         LumitokError, match="is at step 1 of 2; finish it with --resume, or name the checkpoint"
     ):
         train(after)
-    train(changed(after, start=str(run / "checkpoints/step-00000001")))
+    train(changed(after, init=str(run / "checkpoints/step-00000001")))
 
 
 def test_a_run_is_not_taken_up_with_other_pictures_or_another_encoder(four: Recipe, tmp_path: Path) -> None:

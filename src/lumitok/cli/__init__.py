@@ -12,16 +12,21 @@ from typing import Annotated
 import typer
 
 from lumitok import __version__
+from lumitok.cli.cost import cost
 from lumitok.cli.demo import demo
 from lumitok.cli.doctor import doctor
+from lumitok.cli.encode import convert_latents, encode
 from lumitok.cli.evaluate import evaluate
+from lumitok.cli.export import export
 from lumitok.cli.fetch_weights import fetch_weights
 from lumitok.cli.import_weights import import_weights
 from lumitok.cli.info import info
 from lumitok.cli.recipes import recipes
 from lumitok.cli.reconstruct import reconstruct
 from lumitok.cli.report import report
+from lumitok.cli.sample import sample
 from lumitok.cli.show import show
+from lumitok.cli.statistics import statistics
 from lumitok.cli.train import train
 from lumitok.errors import LumitokError
 
@@ -35,7 +40,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, doctor, recipes, show, info, train, reconstruct, report, fetch_weights, import_weights):
+for verb in (
+    demo,
+    doctor,
+    recipes,
+    show,
+    info,
+    cost,
+    train,
+    encode,
+    convert_latents,
+    reconstruct,
+    sample,
+    report,
+    fetch_weights,
+    import_weights,
+    export,
+    statistics,
+):
     app.command()(verb)
 app.add_typer(evaluate, name="evaluate")
 

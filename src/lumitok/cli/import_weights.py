@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,6 +11,7 @@ from lumitok.cli.tables import console, table
 
 if TYPE_CHECKING:
     from lumitok.pipelines.import_folder import ImportReport
+    from lumitok.pipelines.import_network import Kind
 
 TAKES = {
     "vfm-vae": {
@@ -25,13 +26,23 @@ TAKES = {
     },
     "diffusers": {"image_size", "faults"},
     "va-vae": {"image_size", "latents_stats", "latents_count", "faults"},
+    "lightningdit": {"raw", "heads", "faults"},
+    "sit": {"raw", "heads", "faults"},
+    "repa": {"raw", "heads", "projector_block", "faults"},
+    "reg": {"raw", "heads", "projector_block", "faults"},
 }
 """What can be imported, and the options that each takes."""
+NETWORKS = ("lightningdit", "sit", "repa", "reg")
+"""Those that are diffusion networks; the others are tokenizers."""
 
 
 def import_weights(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="What wrote the file: vfm-vae, va-vae or diffusers.")
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="What wrote the file: vfm-vae, va-vae or diffusers; lightningdit, sit, repa or reg.",
+        ),
     ],
     file: Annotated[
         Path,
@@ -75,15 +86,31 @@ def import_weights(
         int | None,
         typer.Option(min=1, help="vfm-vae, va-vae: pictures that the statistics were measured on; 10000."),
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Networks: the weights as trained (model), not their average (ema).")
+    ] = False,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Networks: attention heads, where neither the shapes nor the size say."),
+    ] = None,
+    projector_block: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="repa, reg: the block that the projector reads; by default as the file says, else 8."
+        ),
+    ] = None,
     faults: Annotated[
         Path | None, typer.Option(metavar="FILE", help="If the file is refused, list every wrong key here.")
     ] = None,
 ) -> None:
-    """Turn an official checkpoint into a tokenizer folder.
+    """Turn an official checkpoint into a tokenizer folder or a network folder.
 
     vfm-vae: the released VFM-VAE. va-vae: VA-VAE's checkpoints (LightningDiT), and others of latent
     diffusion's code. diffusers: a folder of an AutoencoderKL, such as the SD-VAE; its scaling and shift
     become the latent's statistics.
+
+    lightningdit, sit, repa, reg: the diffusion networks of those names. Time and velocity of REPA and REG,
+    which run the other way, are turned round in the weights.
 
     Nothing in the file is executed. A file with a key missing, left over or of another shape is refused.
     """
@@ -95,6 +122,9 @@ def import_weights(
         "encoder_weights": encoder_weights,
         "latents_stats": latents_stats,
         "latents_count": latents_count,
+        "raw": raw or None,
+        "heads": heads,
+        "projector_block": projector_block,
         "faults": faults,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -109,7 +139,7 @@ def import_weights(
     printer = console()
     printer.print(listed)
     printer.print(f"\n{report.about}")
-    typer.echo(f"The tokenizer: {report.out}")
+    typer.echo(f"The {'network' if kind in NETWORKS else 'tokenizer'}: {report.out}")
 
 
 def _import(kind: str, file: Path, out: Path, options: dict[str, Any]) -> ImportReport[Any]:
@@ -117,6 +147,10 @@ def _import(kind: str, file: Path, out: Path, options: dict[str, Any]) -> Import
         from lumitok.pipelines.import_weights import Options, import_vfm_vae
 
         return import_vfm_vae(file, out, Options(**options))
+    if kind in NETWORKS:
+        from lumitok.pipelines.import_network import NetworkOptions, import_network
+
+        return import_network(cast("Kind", kind), file, out, NetworkOptions(**options))
     from lumitok.pipelines.import_ldm import LDMOptions, import_diffusers, import_va_vae
 
     return (import_diffusers if kind == "diffusers" else import_va_vae)(file, out, LDMOptions(**options))

@@ -9,6 +9,6 @@ from lumitok.cli.arguments import Changes, RecipeName
 
 def show(recipe: RecipeName, changes: Changes = None) -> None:
     """Print a recipe in full, defaults and changes included."""
-    from lumitok.config import dump_recipe, load_recipe
+    from lumitok.config import dump_recipe, load_any
 
-    typer.echo(dump_recipe(load_recipe(recipe, changes or ())), nl=False)
+    typer.echo(dump_recipe(load_any(recipe, changes or ())), nl=False)

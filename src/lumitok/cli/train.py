@@ -19,14 +19,18 @@ def train(
         bool, typer.Option("--bundle-encoder", help="Copy the frozen encoder into the final tokenizer.")
     ] = False,
 ) -> None:
-    """Train a tokenizer.
+    """Train a tokenizer, or a diffusion network on a tokenizer's latents.
 
     The run's folder is the recipe's `out`, runs/NAME by default.
     """
-    from lumitok.config import load_recipe
+    from lumitok.config import Recipe, load_any
 
     changes = [*(changes or []), *(["training.bundle_encoder=true"] if bundle_encoder else [])]
-    resolved = load_recipe(recipe, changes)  # Before torch is imported: a wrong key answers at once.
+    resolved = load_any(recipe, changes)  # Before torch is imported: a wrong key answers at once.
     from lumitok.training import train as run
+    from lumitok.training import train_diffusion
 
-    typer.echo(f"The run: {run(resolved, resume=resume)}")
+    if isinstance(resolved, Recipe):
+        typer.echo(f"The run: {run(resolved, resume=resume)}")
+    else:
+        typer.echo(f"The run: {train_diffusion(resolved, resume=resume)}")

@@ -34,7 +34,7 @@ class TokenizerConfig(Section):
     """The kind of tokenizer."""
     image_size: int = Field(256, ge=32, multiple_of=32)
     """Side in pixels of the pictures it is trained on."""
-    downsampling: Literal[8, 16] = 16
+    downsampling: Literal[4, 8, 16] = 16
     """Picture side divided by latent side."""
     latent_channels: int = Field(32, ge=1)
     """Channels of the latent z."""
@@ -190,13 +190,21 @@ class LDMConfig(TokenizerConfig):
     """Residual blocks a level of the decoder."""
     level_attention: bool = True
     """Whether attention follows each residual block at the latent's size; the middle always has it."""
+    groups: int = Field(32, ge=1)
+    """Groups of every group norm. A group of one channel forgets its mean: narrow networks want fewer."""
     latent_convolutions: bool = True
     """Whether a 1x1 convolution stands on either side of the latent (``quant_conv``, ``post_quant_conv``)."""
 
     @model_validator(mode="after")
     def _check(self) -> LDMConfig:
         _check_levels("multipliers", self.multipliers, self.downsampling)
+        _check_groups("groups", self.groups, "channels", self.channels)
         return self
+
+
+def _check_groups(name: str, groups: int, channels_name: str, channels: int) -> None:
+    if channels % groups:
+        raise ValueError(f"{channels_name} is {channels}, not a multiple of {name}, {groups}")
 
 
 def _check_levels(name: str, multipliers: list[int], downsampling: int) -> None:
@@ -245,6 +253,9 @@ class AlignTokConfig(TokenizerConfig):
     """Factor on ``decoder_channels`` at each level, the picture's size first."""
     decoder_blocks: int = Field(3, ge=1)
     """Residual blocks a level."""
+    decoder_groups: int = Field(32, ge=1)
+    """Groups of the decoder's group norms. A group of one channel forgets its mean: a narrow decoder wants
+    fewer."""
     hybrid_depth: int = Field(24, ge=1)
     """Blocks of the hybrid decoder's transformer."""
     hybrid_width: int = Field(1024, ge=64, multiple_of=64)
@@ -253,6 +264,7 @@ class AlignTokConfig(TokenizerConfig):
     @model_validator(mode="after")
     def _check(self) -> AlignTokConfig:
         _check_levels("decoder_multipliers", self.decoder_multipliers, self.downsampling)
+        _check_groups("decoder_groups", self.decoder_groups, "decoder_channels", self.decoder_channels)
         if len(self.encoder.layers) != 1:
             raise ValueError(f"AlignTok reads one layer of its encoder, not {len(self.encoder.layers)}")
         return self
@@ -279,10 +291,52 @@ class FrozenLDMConfig(TokenizerConfig):
     the side."""
     decoder_blocks: int = Field(3, ge=1)
     """Residual blocks a level."""
+    decoder_groups: int = Field(32, ge=1)
+    """Groups of the decoder's group norms. A group of one channel forgets its mean: a narrow decoder wants
+    fewer."""
 
     @model_validator(mode="after")
     def _check(self) -> FrozenLDMConfig:
         _check_levels("decoder_multipliers", self.decoder_multipliers, self.downsampling)
+        _check_groups("decoder_groups", self.decoder_groups, "decoder_channels", self.decoder_channels)
+        return self
+
+
+class RAEConfig(TokenizerConfig):
+    """RAE (arXiv 2510.11690): a frozen encoder's features as they are, and a ViT decoder.
+
+    The latent is deterministic. The defaults are those of the released DINOv2-Base with its ViT-XL decoder.
+    """
+
+    type: Literal["rae"] = "rae"
+    encoder: EncoderConfig
+    """The frozen encoder, read before its last norm (``layers: [-2]``): RAE's norm has no weights. Its map
+    lies on the latent's grid."""
+    latent_channels: int = Field(768, ge=1)
+    """Channels of the latent z: those of the encoder."""
+    noise: float = Field(0.8, ge=0)
+    """Largest standard deviation of the noise on z that the decoder is trained with, drawn uniformly from 0
+    to this for each picture (the paper's tau); none but in training."""
+    decoder_width: int = Field(1152, ge=4, multiple_of=4)
+    """Width of the decoder's transformer."""
+    decoder_depth: int = Field(28, ge=1)
+    """Blocks of the decoder's transformer."""
+    decoder_heads: int = Field(16, ge=1)
+    """Heads of its attention."""
+    decoder_mlp: int = Field(4096, ge=1)
+    """Width between the two layers of each block's MLP."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RAEConfig:
+        if len(self.encoder.layers) != 1:
+            raise ValueError(f"RAE reads one layer of its encoder, not {len(self.encoder.layers)}")
+        if self.vf_head:
+            raise ValueError("the latent of RAE is the encoder's map; a VF head has nothing to add to it")
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_width is {self.decoder_width}, not a multiple of decoder_heads, "
+                f"{self.decoder_heads}"
+            )
         return self
 
 
@@ -295,7 +349,8 @@ ModelConfig = Annotated[
     Annotated[VFMVAEConfig, Tag("vfm-vae")]
     | Annotated[FrozenLDMConfig, Tag("frozen-ldm")]
     | Annotated[AlignTokConfig, Tag("aligntok")]
-    | Annotated[LDMConfig, Tag("ldm")],
+    | Annotated[LDMConfig, Tag("ldm")]
+    | Annotated[RAEConfig, Tag("rae")],
     Discriminator(_model_type),
 ]
 """Every kind of tokenizer a recipe can name, by ``type``."""

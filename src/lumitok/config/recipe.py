@@ -6,12 +6,14 @@ import contextlib
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from lumitok.config.diffusion import DiffusionRecipe
 from lumitok.config.models import ModelConfig
+from lumitok.config.origin import INIT, model_of
 from lumitok.config.section import Section
 from lumitok.config.training import (
     DataConfig,
@@ -23,6 +25,8 @@ from lumitok.config.training import (
 from lumitok.errors import LumitokError, nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# Words that people try for `init`, and that no spelling is near to.
+_WORDS_FOR_INIT = ("start", "checkpoint", "pretrained", "weights")
 
 
 class Recipe(Section):
@@ -34,10 +38,11 @@ class Recipe(Section):
     """What it is for: one sentence for ``lumitok recipes``."""
     out: str = ""
     """Folder of the run; default ``runs/`` and the recipe's name."""
-    start: str = ""
+    init: str = ""
     """Run, checkpoint or tokenizer folder to begin with: its generator, average and discriminators are
     taken over, the optimizers start anew. Empty: from random weights."""
     model: ModelConfig
+    """The tokenizer; ``model: init`` stands for that of the checkpoint which ``init`` names."""
     data: DataConfig = DataConfig()
     discriminator: DiscriminatorConfig | None = None
     patch_discriminator: PatchDiscriminatorConfig | None = None
@@ -104,28 +109,58 @@ def recipe_path(name: str) -> Path:
     return RECIPES / f"{name}.yaml"
 
 
-def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe by name or path and apply ``key=value`` overrides.
+Overrides = list[str] | tuple[str, ...]
+"""Such as ``data.train=photos`` or ``stages.0.batch_size=16``; values are YAML."""
+
+
+def load_any(name: str, overrides: Overrides = ()) -> Recipe | DiffusionRecipe:
+    """Read a recipe by name or path, and apply ``key=value`` overrides.
 
     Args:
         name: a shipped recipe's name or the path of a YAML file.
-        overrides: such as ``data.train=photos`` or ``stages.0.batch_size=16``; values are YAML.
+        overrides: what to change.
+
+    Returns:
+        The recipe of a diffusion network where it has a ``network``, else that of a tokenizer.
     """
+    tree = _tree(name, overrides)
+    return _validate(tree, name, DiffusionRecipe if "network" in tree else Recipe)
+
+
+def load_recipe(name: str, overrides: Overrides = ()) -> Recipe:
+    """Read a tokenizer's recipe; as :func:`load_any`, but another kind of recipe is an error."""
+    found = load_any(name, overrides)
+    if not isinstance(found, Recipe):
+        raise LumitokError(f"recipe {name} trains a diffusion network, and a tokenizer's is needed here")
+    return found
+
+
+def load_diffusion_recipe(name: str, overrides: Overrides = ()) -> DiffusionRecipe:
+    """Read a diffusion network's recipe; as :func:`load_any`, but another kind of recipe is an error."""
+    found = load_any(name, overrides)
+    if not isinstance(found, DiffusionRecipe):
+        raise LumitokError(f"recipe {name} trains a tokenizer, and a diffusion network's is needed here")
+    return found
+
+
+def _tree(name: str, overrides: Overrides) -> dict[str, Any]:
     path = recipe_path(name)
     tree = _read(path)
     tree.setdefault("name", path.stem if name.endswith((".yaml", ".yml")) else name)
     for override in overrides:
         _override(tree, override)
-    return _validate(tree, source=str(name))
+        _spell_out(tree)
+    _take_model(tree, str(name))
+    return tree
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Recipe | DiffusionRecipe) -> str:
     """Return the resolved recipe as YAML: every key, defaults included."""
     text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
     return text
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: Recipe | DiffusionRecipe, path: Path) -> None:
     """Write the resolved recipe."""
     path.write_text(dump_recipe(recipe), encoding="utf-8")
 
@@ -141,6 +176,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise LumitokError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise LumitokError(f"{path} is not a recipe: it holds a {type(tree).__name__}, not keys and values")
+    _spell_out(tree)
     base, chain = tree.pop("base", None), tree.pop("chain", None)
     if base is not None and chain is not None:
         raise LumitokError(f"{path} has both 'base' and 'chain'; keep one of them")
@@ -171,9 +207,29 @@ def _chained(chain: Any, tree: dict[str, Any], path: Path, seen: tuple[Path, ...
     for link in links:
         joined = _merge(joined, link)
     joined["stages"] = [stage for link in links for stage in link.get("stages", [])]
-    joined["start"] = links[0].get("start", "")  # The others start from the one before.
+    joined["init"] = links[0].get("init", "")  # The others start from the one before.
     merged: dict[str, Any] = _merge(joined, tree)
     return merged
+
+
+def _spell_out(tree: dict[str, Any]) -> None:
+    """Write ``model: init`` as a section, so that other recipes and changes can be laid over it."""
+    if tree.get("model") == INIT:
+        tree["model"] = {"type": INIT}
+
+
+def _take_model(tree: dict[str, Any], source: str) -> None:
+    """Put the checkpoint's model where ``model: init`` stands, and over it what else stands there."""
+    model = tree.get("model")
+    if not isinstance(model, dict) or model.get("type") != INIT:
+        return
+    if not tree.get("init"):
+        raise LumitokError(
+            f"recipe {source}: its model is that of the checkpoint to begin with, and none is named; add "
+            "init=FOLDER, a run, a checkpoint or a tokenizer"
+        )
+    changes = {key: value for key, value in model.items() if key != "type"}
+    tree["model"] = _merge(model_of(str(tree["init"])), changes)
 
 
 def _merge(base: Any, change: Any) -> Any:
@@ -227,11 +283,14 @@ def _index(items: list[Any], step: str, override: str) -> int:
     return int(step)
 
 
-def _validate(tree: dict[str, Any], source: str) -> Recipe:
+_Kind = TypeVar("_Kind", Recipe, DiffusionRecipe)
+
+
+def _validate(tree: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
     try:
-        return Recipe.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise LumitokError(f"recipe {source}: {first_fault(error)}") from None
+        raise LumitokError(f"recipe {source}: {first_fault(error, kind)}") from None
 
 
 def first_fault(error: ValidationError, kind: type[Section] | None = None) -> str:
@@ -244,6 +303,8 @@ def first_fault(error: ValidationError, kind: type[Section] | None = None) -> st
     first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     where, known = _follow(first["loc"], kind or Recipe)
     if first["type"] == "extra_forbidden":
+        if where in _WORDS_FOR_INIT:
+            return f"there is no key '{where}'; the weights to begin with are named by 'init'"
         return f"there is no key '{where}'{nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"the key '{where}' is missing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -20,10 +21,15 @@ class DataConfig(Section):
     holdout: int = Field(0, ge=0)
     """Without ``validation``: how many pictures of ``train`` to hold out, chosen by ``holdout_seed``."""
     holdout_seed: int = 0
-    preparation: Literal["random-square", "random-crop", "center-crop"] = "random-square"
+    preparation: Literal["random-square", "random-crop", "center-crop", "keep-aspect"] = "random-square"
     """``random-square``: VFM-VAE's, a square of 0.5 to 1 times the short side at a random place,
     resized with Lanczos; ``random-crop``: AlignTok's, the short side resized to the picture's size, a
-    square at a random place; ``center-crop``: ADM's centre crop."""
+    square at a random place; ``center-crop``: ADM's centre crop; ``keep-aspect``: AlignTok's for the web,
+    resized to cover the bucket nearest to the picture's aspect ratio, and cropped to it at a random place."""
+    buckets: list[tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]] | None = None
+    """Sizes for ``keep-aspect``, [height, width] in pixels, multiples of what the networks' grids need. The
+    pictures of a step are of one size. None: the short side is the model's ``image_size``, the long side
+    up to twice that, in steps of about an eighth (256: 256, 288, ... 512), landscape and portrait."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Side of the random square divided by the picture's short side."""
     flip: bool = True
@@ -45,7 +51,25 @@ class DataConfig(Section):
             )
         if self.validation and self.holdout:
             raise ValueError("validation and holdout both name held-out pictures; keep one of them")
+        if self.buckets is not None:
+            self._check_buckets(self.buckets)
         return self
+
+    def _check_buckets(self, buckets: list[tuple[int, int]]) -> None:
+        if self.preparation != "keep-aspect":
+            raise ValueError(
+                f"buckets are the sizes of preparation keep-aspect, not of {self.preparation}; leave them out"
+            )
+        if not buckets:
+            raise ValueError("buckets is an empty list; name sizes, or leave it out for the default")
+        known: dict[Fraction, tuple[int, int]] = {}
+        for height, width in buckets:
+            other = known.setdefault(Fraction(height, width), (height, width))
+            if other != (height, width) or buckets.count(other) > 1:
+                raise ValueError(
+                    f"buckets {list(other)} and {[height, width]} have one aspect ratio, and a picture goes "
+                    "to the bucket nearest to its own; keep one of them"
+                )
 
 
 class LossConfig(Section):
@@ -138,7 +162,7 @@ class DiscriminatorConfig(Section):
     """How pictures are brought to ``input_size``; None: as the discriminator's encoder prefers. The
     released code follows the tokenizer's encoder: bilinear for SigLIP and MAE, else bicubic."""
     input_size: int = Field(224, ge=16)
-    """Side in pixels of what the encoder sees."""
+    """Side in pixels of what the encoder sees; of pictures that are no squares, the short side."""
     crop_probability: float = Field(0.5, ge=0, le=1)
     """Probability, a batch, of a random crop instead of a resize where the picture is larger."""
     augment: bool = True

@@ -104,8 +104,16 @@ class FoundationEncoder(nn.Module):
         return parameter.dtype
 
     def train(self, mode: bool = True) -> FoundationEncoder:
-        """Stay in eval mode where the encoder is frozen."""
-        return super().train(mode and self.trainable)
+        """Stay in eval mode where the encoder is frozen; batch norms always do.
+
+        Their statistics are part of the pretrained weights, and the reference of a preservation loss has
+        them as they were.
+        """
+        super().train(mode and self.trainable)
+        for part in self.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
 
     # --------------------------------------------------------------------------------------------
     # Sizes

@@ -24,6 +24,9 @@ from lumitok.foundation.registry import HUB_FILE, Entry, cached_hub_file, packag
 SHOWN = 20
 """How many keys of one kind an error spells out before it only counts them."""
 
+OWN_PREFIX = "model."
+"""First step of the names in a file that was written of a whole encoder."""
+
 Shapes = dict[str, torch.Size]
 
 
@@ -160,6 +163,8 @@ def to_timm_names(
     for wrapper in ("model", "state_dict"):
         if isinstance(state.get(wrapper), Mapping):
             state = dict(state[wrapper])
+    if state and all(key.startswith(OWN_PREFIX) for key in state):  # As a tokenizer's folder holds it.
+        state = {key.removeprefix(OWN_PREFIX): value for key, value in state.items()}
     if "_conv_stem.weight" in state:
         state = _in_order(state, full, path, name)
     if not state.keys() <= full.keys():

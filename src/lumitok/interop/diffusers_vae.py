@@ -35,7 +35,7 @@ class DiffusersConfig(Section):
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
     act_fn: Literal["silu", "swish"] = "silu"
-    norm_num_groups: Literal[32] = 32
+    norm_num_groups: int = 32
     mid_block_add_attention: Literal[True] = True
     down_block_types: list[Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]]
     up_block_types: list[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]]
@@ -158,6 +158,7 @@ def settings_of(config: DiffusersConfig, image_size: int | None = None) -> LDMCo
             encoder_blocks=config.layers_per_block,
             decoder_blocks=config.layers_per_block + 1,
             level_attention=config.down_block_types[-1].startswith("Attn"),
+            groups=config.norm_num_groups,
             latent_convolutions=config.use_quant_conv,
             latents_mean=mean,
             latents_std=[deviation / config.scaling_factor for deviation in std],

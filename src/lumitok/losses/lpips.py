@@ -49,7 +49,12 @@ class LPIPS(nn.Module):
     name = "lpips/vgg"
 
     def __init__(
-        self, weights: str | Path | None = None, *, download: bool = True, verify: bool = True
+        self,
+        weights: str | Path | None = None,
+        *,
+        download: bool = True,
+        verify: bool = True,
+        load_weights: bool = True,
     ) -> None:
         """Find and load the weights.
 
@@ -58,12 +63,14 @@ class LPIPS(nn.Module):
                 LUMITOK_VGG16, then torch hub's cache, then a download into that cache.
             download: whether the file may be fetched where it is not at hand.
             verify: whether the file must be torchvision's; False only for made-up weights in tests.
+            load_weights: False: VGG16's are random, to measure what LPIPS costs.
 
         Raises:
             LumitokError: the weights are missing and cannot be fetched, or are not the right ones.
         """
         super().__init__()
-        self.model = _build(load_backbone(weights, download=download, verify=verify))
+        found = load_backbone(weights, download=download, verify=verify) if load_weights else None
+        self.model = _build(found)
         self.requires_grad_(False)
         self.eval()
 
@@ -108,8 +115,8 @@ def load_backbone(
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _build(backbone: dict[str, Tensor]) -> Any:
-    """Make the package's network without its 138 million random numbers, and fill it."""
+def _build(backbone: dict[str, Tensor] | None) -> Any:
+    """Make the package's network without its 138 million random numbers, and fill it; None: at random."""
     try:
         import lpips
     except ImportError:
@@ -127,11 +134,15 @@ def _build(backbone: dict[str, Tensor]) -> Any:
         model: Any = lpips.LPIPS(net="vgg", version="0.1", pretrained=False, pnet_rand=True, verbose=False)
     model.scaling_layer = lpips.ScalingLayer()  # Its constants are no weights: they must not stay on meta.
     for part in model.net.children():
-        names = list(part.state_dict())
-        missing = [name for name in names if name not in backbone]
-        if missing:
-            raise LumitokError(f"these are not VGG16's weights: 'features.{missing[0]}' is missing")
-        part.load_state_dict({name: backbone[name] for name in names}, assign=True)
+        empty = part.state_dict()
+        if backbone is None:
+            state = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in empty.items()}
+        else:
+            missing = [name for name in empty if name not in backbone]
+            if missing:
+                raise LumitokError(f"these are not VGG16's weights: 'features.{missing[0]}' is missing")
+            state = {name: backbone[name] for name in empty}
+        part.load_state_dict(state, assign=True)
     weights = torch.load(heads, map_location="cpu", weights_only=True)
     for index, head in enumerate(model.lins):  # lin0.model.1.weight in the file
         head.load_state_dict({"model.1.weight": weights[f"lin{index}.model.1.weight"]}, assign=True)

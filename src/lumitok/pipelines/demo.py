@@ -1,167 +1,210 @@
-"""The demo: pictures from pip packages, a small VFM-VAE trained on them, and a report to look at."""
+"""The demo: pictures from pip packages, small tokenizers trained on them, and a report to look at.
+
+It is a list of steps, :data:`STEPS`. What each leaves behind lies in the demo's folder, where the steps after
+it find it, and where it is found again when the demo is run a second time.
+"""
 
 from __future__ import annotations
 
-import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from lumitok import __version__
-from lumitok.config import Recipe, VFMVAEConfig, load_recipe
+from lumitok.config import Recipe, load_recipe
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
 from lumitok.errors import LumitokError
-from lumitok.evaluation.pictures import grid, pyramid_sheet
-from lumitok.evaluation.report import Report
 from lumitok.evaluation.results import default_path
+from lumitok.pipelines.demo_report import PICTURE_SIDE, write_report
 from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
-from lumitok.pipelines.report import Material, compose, gather
-from lumitok.pipelines.report_album import read_examples
-from lumitok.pipelines.report_pictures import three_moments
 from lumitok.training import train
+from lumitok.training.checkpoint import checkpoints
 
-RECIPE = "vfm-vae/demo"
-PICTURE_SIDE = 96
-"""Side in pixels of the pictures on disk; training crops squares of them."""
+TOKENIZERS = {"VFM-VAE": "vfm-vae/demo", "AlignTok": "aligntok/demo"}
+"""Recipes by the name that the report has for what they train; each has a folder of its own."""
 METRICS = ("psnr", "ssim", "l1")
 PERCEPTUAL_ENCODER = "efficientnet-lite0"
-"""Its weights come with pip, as the encoder's do; LPIPS and Inception would need a download."""
-CREDITS = (
-    "Drawings: OpenMoji, the open-source emoji and icon project, CC BY-SA 4.0. Photos: the sample photos of "
-    "scikit-image; CREDITS.txt beside the pictures names their makers. Encoder: EfficientNet-Lite0, trained "
-    "on ImageNet."
-)
+"""Its weights come with pip, as the encoders' do; LPIPS and Inception would need a download."""
+FAST = [
+    *(f"stages.{stage}.{change}" for stage in (0, 1) for change in ("images=8", "batch_size=4")),
+    *(f"training.{name}_every=1" for name in ("log", "grid")),
+    *(f"training.{name}_images=16" for name in ("validation", "statistics")),
+]
+"""Changes to the recipes that leave two steps of each stage."""
+FAST_PICTURES = 8
+"""Of each class, of those to train on and of those held out, in a fast demo."""
+FAST_MEASURED = 4
+"""Pictures of each held-out set that a fast demo measures."""
 
 
-def run_demo(out: Path, *, fast: bool = False) -> Path:
-    """Make the pictures, train the recipe ``vfm-vae/demo``, write the report, and return its path.
+@dataclass(frozen=True)
+class Demo:
+    """What the steps share.
 
-    What is there already is used: a finished run is not trained again, one that was stopped goes on
-    from its last checkpoint.
+    Attributes:
+        out: folder for the pictures, the runs and the report.
+        fast: a few steps on a few pictures, to see that all of it runs.
+        console: where progress is told.
+    """
+
+    out: Path
+    fast: bool = False
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    @cached_property
+    def pictures(self) -> DemoPictures:
+        """The pictures, drawn if they are not there yet."""
+        with Progress(console=self.console, transient=True) as progress:
+            task = progress.add_task("drawing the pictures")
+            return make_demo_pictures(
+                self.out / "pictures",
+                PICTURE_SIDE,
+                lambda done, total: progress.update(task, completed=done, total=total),
+                limit=FAST_PICTURES if self.fast else None,
+            )
+
+    @property
+    def held_out(self) -> list[Path]:
+        """Folders of pictures that nothing is trained on."""
+        return [self.pictures.held_out_drawings, self.pictures.held_out_photos]
+
+    @property
+    def report(self) -> Path:
+        """The page that the demo ends with."""
+        return self.out / "report.html"
+
+    def run(self, recipe: str) -> Path:
+        """Folder of the run of a recipe: ``vfm-vae`` of ``vfm-vae/demo``."""
+        return self.out / recipe.removesuffix("/demo")
+
+    def recipe(self, name: str) -> Recipe:
+        """A recipe on the pictures of this folder."""
+        drawings, photos = self.held_out
+        changes = [
+            f"out={self.run(name)}",
+            f"data.train={self.pictures.train}",
+            f"data.validation={{drawings: '{drawings}', photos: '{photos}'}}",
+        ]
+        return load_recipe(name, changes + (FAST if self.fast else []))
+
+    def shown(self) -> dict[str, Path]:
+        """What is measured and shown, by its name: folders of finished runs, and of a stage's checkpoint."""
+        vfm_vae, aligntok = TOKENIZERS.values()
+        return {
+            "VFM-VAE": self.run(vfm_vae),
+            "AlignTok, stage 1": stage_end(self.recipe(aligntok), 0),
+            "AlignTok, stages 1 and 2": self.run(aligntok),
+        }
+
+
+def stage_end(recipe: Recipe, stage: int) -> Path:
+    """Return the folder of the checkpoint that a stage of a run ended with.
 
     Args:
-        out: folder for the pictures, the run and the report.
-        fast: a few steps on a few pictures, to see that all of it runs.
+        recipe: of the run.
+        stage: index of the stage, from 0.
+
+    Raises:
+        LumitokError: it is not there.
     """
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("drawing the pictures")
-        pictures = make_demo_pictures(
-            out / "pictures",
-            PICTURE_SIDE,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            limit=8 if fast else None,
-        )
-    recipe = demo_recipe(out, pictures, fast=fast)
-    run = Path(recipe.out)
+    step = sum(stage.images // stage.batch_size for stage in recipe.stages[: stage + 1])
+    for folder in checkpoints(Path(recipe.out)):
+        if int(folder.name.removeprefix("step-")) == step:
+            return folder
+    raise LumitokError(
+        f"{recipe.out} has no checkpoint of step {step}, where stage '{recipe.stages[stage].name}' ended; "
+        "remove the folder, and it is trained anew"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# The steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the demo.
+
+    Attributes:
+        title: what it does, for the console.
+        do: does it, or takes what an earlier demo in the same folder left.
+    """
+
+    title: str
+    do: Callable[[Demo], None]
+
+
+def draw_pictures(demo: Demo) -> None:
+    """Make the pictures, or take them as they are."""
+    counts = {part: sum(classes.values()) for part, classes in demo.pictures.counts.items()}
+    demo.console.print(", ".join(f"{part}: {count}" for part, count in counts.items()), highlight=False)
+
+
+def train_run(demo: Demo, name: str) -> None:
+    """Train a recipe; a finished run stays as it is, one that was stopped goes on.
+
+    Raises:
+        LumitokError: the run's folder holds one of other settings.
+    """
+    recipe, run = demo.recipe(name), demo.run(name)
     if (run / "recipe.yaml").is_file() and load_recipe(str(run / "recipe.yaml")) != recipe:
         raise LumitokError(
             f"{run} was trained with other settings than today's; remove it, or choose another "
             "folder with --out"
         )
     if (run / "tokenizer" / "config.json").is_file():
-        console.print(f"{run} is trained already; remove {out} to begin anew")
+        demo.console.print(f"{run} is trained already; remove {demo.out} to begin anew", highlight=False)
     else:
         train(recipe, resume=True)
-    report = write_report(out, recipe, pictures, count=4 if fast else None)
-    console.print(f"open {report.resolve().as_uri()}", highlight=False)
-    return report
 
 
-def demo_recipe(out: Path, pictures: DemoPictures, *, fast: bool = False) -> Recipe:
-    """The demo's recipe on the pictures of this folder."""
-    changes = [
-        f"out={out / 'run'}",
-        f"data.train={pictures.train}",
-        f"data.validation={{drawings: '{pictures.held_out_drawings}', photos: '{pictures.held_out_photos}'}}",
-    ]
-    if fast:
-        changes += [
-            "stages.0.images=16",
-            "stages.1.images=16",
-            "training.log_every=1",
-            "training.grid_every=1",
-        ]
-    return load_recipe(RECIPE, changes)
+def measure(demo: Demo) -> None:
+    """Measure all that is shown on the held-out pictures; the report finds the results in the runs."""
+    for path in demo.shown().values():
+        for folder in demo.held_out:
+            results = evaluate_reconstruction(
+                str(path),
+                folder,
+                count=FAST_MEASURED if demo.fast else None,
+                metrics=METRICS,
+                perceptual_encoder=PERCEPTUAL_ENCODER,
+            )
+            results.save(default_path(path, results))
 
 
-# ------------------------------------------------------------------------------------------------
-# The report
+def report(demo: Demo) -> None:
+    """Write the report and its pictures as PNG files."""
+    write_report(demo.report, demo.shown(), demo.pictures)
 
 
-def write_report(out: Path, recipe: Recipe, pictures: DemoPictures, *, count: int | None = None) -> Path:
-    """Measure a finished run on its held-out pictures; write ``report.html`` and its pictures as PNG files.
+STEPS = (
+    Step("the pictures", draw_pictures),
+    *(Step(f"training {name}", partial(train_run, name=recipe)) for name, recipe in TOKENIZERS.items()),
+    Step("measuring on held-out pictures", measure),
+    Step("the report", report),
+)
+"""In the order they are done; each may use what those before it left."""
+
+
+def run_demo(out: Path, *, fast: bool = False) -> Path:
+    """Do all of :data:`STEPS` and return the path of the report.
+
+    What is there already is used: a finished run is not trained again, one that was stopped goes on
+    from its last checkpoint.
 
     Args:
-        out: folder of the demo.
-        recipe: what was trained.
-        pictures: those of the demo.
-        count: pictures of each held-out set that are measured; None: all.
+        out: folder for the pictures, the runs and the report.
+        fast: a few steps on a few pictures, to see that all of it runs.
     """
-    run = Path(recipe.out)
-    held_out = [pictures.held_out_drawings, pictures.held_out_photos]
-    for folder in held_out:
-        results = evaluate_reconstruction(
-            str(run), folder, count=count, metrics=METRICS, perceptual_encoder=PERCEPTUAL_ENCODER
-        )
-        results.save(default_path(run, results))
-    material = gather([run], data=held_out)
-    report = compose(
-        material,
-        title="A tokenizer trained on this machine",
-        subtitle=f"VFM-VAE at {recipe.model.image_size} px on a frozen {_encoder_name(recipe)}, "
-        f"{material.runs[0].images:,} pictures seen. Every picture below is one it was never trained on.",
-    )
-    _add_demo(report, pictures)
-    _write_sheets(out, run, material)
-    return report.write(out / "report.html")
-
-
-def _encoder_name(recipe: Recipe) -> str:
-    assert isinstance(recipe.model, VFMVAEConfig)  # The demo's own recipe.
-    return recipe.model.encoder.name
-
-
-def _add_demo(report: Report, pictures: DemoPictures) -> None:
-    """Add what holds of this run alone: where its pictures come from, and the machine."""
-    report.section("Pictures and machine", CREDITS)
-    report.facts(
-        {
-            "Command": "lumitok demo",
-            "Pictures to train on": sum(pictures.counts["train"].values()),
-            "lumitok": __version__,
-            "PyTorch": torch.__version__,
-            "Machine": f"{_processor()}, {torch.get_num_threads()} threads, {platform.system()}",
-        }
-    )
-    counts = ", ".join(f"{name} {count}" for name, count in pictures.counts["train"].items())
-    report.text(
-        f"Drawn at {PICTURE_SIDE} px. Classes of the training pictures: {counts}. Held out are drawings of "
-        "which no variant is trained on, and the photos of a cat and of coffee, whole."
-    )
-
-
-def _write_sheets(out: Path, run: Path, material: Material) -> None:
-    """Write the report's pictures as PNG files beside it."""
-    moments = three_moments(material.runs[0].examples)
-    columns = [read_examples(folder) for folder in (run / "examples" / "input", *moments)]
-    labels = ["Input", *(f"Step {int(folder.name.removeprefix('step-')):,}" for folder in moments)]
-    grid([list(column) for column in columns], labels=labels, cell=96).save(out / "reconstructions.png")
-    for shown in material.album.shown:
-        (look,) = shown.looks.values()
-        assert look.latent is not None  # The run is finished: it has a tokenizer.
-        levels = [*(image[0] for image in look.pyramid), shown.inputs[0]]
-        pyramid_sheet(levels, same_size=True).save(out / f"resolutions-{shown.name}.png")
-        rows = [list(pictures) for pictures in (shown.inputs, look.latent, look.outputs)]
-        sheet = grid(rows, labels=["input", "latent", "reconstruction"], cell=96)
-        sheet.save(out / f"latents-{shown.name}.png")
-
-
-def _processor() -> str:
-    """Name of the processor, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    demo = Demo(out, fast)
+    for number, step in enumerate(STEPS, start=1):
+        demo.console.print(f"[{number}/{len(STEPS)}] {step.title}", highlight=False, markup=False)
+        start = time.monotonic()
+        step.do(demo)
+        demo.console.print(f"{step.title}: {time.monotonic() - start:.0f} s", highlight=False, markup=False)
+    demo.console.print(f"open {demo.report.resolve().as_uri()}", highlight=False)
+    return demo.report

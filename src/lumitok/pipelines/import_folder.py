@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from safetensors import SafetensorError
 
-from lumitok.config import TokenizerConfig
+from lumitok.config import Section
 from lumitok.errors import LumitokError
 from lumitok.interop.faults import Faults, WrongFileError
 from lumitok.tokenizers import Tokenizer
 
-Settings = TypeVar("Settings", bound=TokenizerConfig)
+Settings = TypeVar("Settings", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class ImportReport(Generic[Settings]):
 
     Attributes:
         rows: what was done, line by line.
-        settings: the tokenizer's.
+        settings: the tokenizer's or network's.
         out: its folder.
-        about: one sentence on the tokenizer.
+        about: one sentence on it.
     """
 
     rows: list[Row]
@@ -60,13 +61,18 @@ def check_faults(said: str, faults: Faults, listed: Path | None) -> None:
 
 
 def write_folder(tokenizer: Tokenizer, out: Path, *, bundle: bool = False) -> None:
-    """Write beside the folder and rename, so that a full disk or a kill leaves no half of one."""
+    """Write a tokenizer's folder, with its frozen encoder's weights where asked; whole or not at all."""
+    write_whole(lambda folder: tokenizer.save_pretrained(folder, bundle_encoder=bundle), out)
+
+
+def write_whole(save: Callable[[Path], None], out: Path) -> None:
+    """Save beside the folder and rename, so that a full disk or a kill leaves no half of one."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-            tokenizer.save_pretrained(Path(beside) / "tokenizer", bundle_encoder=bundle)
+            save(Path(beside) / "saved")
             if out.exists():
                 out.rmdir()
-            (Path(beside) / "tokenizer").rename(out)
+            (Path(beside) / "saved").rename(out)
     except (OSError, SafetensorError) as error:
         raise LumitokError(f"cannot write '{out}': {error}") from error

@@ -1,15 +1,24 @@
 """Image <-> latent: the contract and the tokenizers that keep it."""
 
-from lumitok.config import AlignTokConfig, FrozenLDMConfig, LDMConfig, ModelConfig, VFMVAEConfig
+from lumitok.config import (
+    AlignTokConfig,
+    FrozenLDMConfig,
+    LDMConfig,
+    ModelConfig,
+    RAEConfig,
+    VFMVAEConfig,
+)
 from lumitok.tokenizers.aligntok import AlignTok
 from lumitok.tokenizers.autoencoder import EncoderOutput
 from lumitok.tokenizers.base import DecoderOutput, Equivariance, Generators, Tokenizer, TokenizerOutput
 from lumitok.tokenizers.frozen_ldm import FrozenLDM
 from lumitok.tokenizers.ldm_vae import LDMVAE
+from lumitok.tokenizers.rae import RAE
 from lumitok.tokenizers.vfm_vae import VFMVAE
 
 __all__ = [
     "LDMVAE",
+    "RAE",
     "VFMVAE",
     "AlignTok",
     "DecoderOutput",
@@ -27,6 +36,7 @@ _KINDS: dict[type, type[Tokenizer]] = {
     FrozenLDMConfig: FrozenLDM,
     AlignTokConfig: AlignTok,
     LDMConfig: LDMVAE,
+    RAEConfig: RAE,
 }
 
 

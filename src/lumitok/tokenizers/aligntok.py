@@ -160,6 +160,7 @@ def _ldm_decoder(settings: AlignTokConfig, in_channels: int) -> LDMDecoder:
         settings.decoder_channels,
         tuple(settings.decoder_multipliers),
         settings.decoder_blocks,
+        groups=settings.decoder_groups,
     )
 
 

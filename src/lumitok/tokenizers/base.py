@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -27,9 +28,14 @@ from lumitok.data.latents import LatentSpec
 from lumitok.errors import LumitokError, nearest
 from lumitok.foundation import FoundationEncoder, frozen_prefixes, trained_state
 from lumitok.foundation.weights import hash_weights
+from lumitok.tokenizers.card import write_card
+from lumitok.tokenizers.provenance import Provenance, read_provenance, write_provenance
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ENCODER_WEIGHTS = "encoder.safetensors"
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+"""Folders whose missing statistics were told of."""
 
 Generators = torch.Generator | list[torch.Generator] | None
 """What draws a batch's noise: one generator for all, a list with one a picture (its noise is then the
@@ -92,6 +98,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
     """Whether the foundation encoder is trained and saved with the rest."""
     _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
     settings: Any
+    provenance: Provenance | None = None
+    """What trained it, as far as that is known; it is saved and loaded with the weights."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -216,7 +224,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
     # Files
 
     def save_pretrained(self, save_directory: str | Path, bundle_encoder: bool = False, **_: Any) -> None:
-        """Write ``config.json`` and the weights as safetensors.
+        """Write ``config.json``, the weights as safetensors, and a card (``README.md``).
 
         Args:
             save_directory: folder to write to, made if need be.
@@ -236,6 +244,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
                 state = _contiguous(self.frozen.state_dict())
                 save_file(state, folder / ENCODER_WEIGHTS, metadata={"format": "pt"})
         self.save_config(folder)
+        write_provenance(self.provenance, folder)
+        write_card(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -292,6 +302,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
             tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but=frozen_prefixes(tokenizer)
         )
         tokenizer.eval()
+        tokenizer.provenance = read_provenance(folder)
+        _tell_of_statistics(settings, folder)
         if torch_dtype is not None:
             for part in tokenizer.children():
                 if part is not tokenizer.frozen:
@@ -401,6 +413,17 @@ def _load_strictly(
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise LumitokError(f"{source} does not fit the model: {shown}")
     module.load_state_dict(state, strict=False)
+
+
+def _tell_of_statistics(settings: TokenizerConfig, folder: Path) -> None:
+    """Say, once a folder, that diffusion cannot use these latents yet."""
+    name = str(folder.resolve())
+    if settings.latents_mean is None and name not in _said:
+        _said.add(name)
+        _log.warning(
+            "%s carries no latent statistics, which diffusion needs; `lumitok statistics` measures them",
+            folder,
+        )
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

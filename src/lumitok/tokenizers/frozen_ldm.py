@@ -36,7 +36,11 @@ class FrozenLDM(FrozenEncoderTokenizer):
         self.vf_head = self.make_vf_head(encoder.channels[-1])
         self.expand = _two_convolutions(latent, width, latent)
         self.decoder = LDMDecoder(
-            latent, settings.decoder_channels, tuple(settings.decoder_multipliers), settings.decoder_blocks
+            latent,
+            settings.decoder_channels,
+            tuple(settings.decoder_multipliers),
+            settings.decoder_blocks,
+            groups=settings.decoder_groups,
         )
 
     @property

@@ -13,19 +13,23 @@ from torch import Tensor, nn
 
 from lumitok.nn.group_norm import GroupNorm
 
+GROUPS = 32
+"""Groups of every group norm in the published networks. A group of one channel forgets that channel's mean,
+so networks narrower than 128 channels want fewer."""
 
-def _norm(channels: int) -> GroupNorm:
-    return GroupNorm(32, channels, eps=1e-6)
+
+def _norm(channels: int, groups: int) -> GroupNorm:
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, each behind norm and swish; a 1x1 convolution where the channels change."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = (
             nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
@@ -42,9 +46,9 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all places with a single head, residual."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -68,14 +72,15 @@ class Level(nn.Module):
         channels: int,
         blocks: int,
         *,
+        groups: int,
         attention: bool,
         resize: Literal["up", "down"] | None,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(channels if index else in_channels, channels) for index in range(blocks)
+            ResidualBlock(channels if index else in_channels, channels, groups) for index in range(blocks)
         )
-        self.attention = nn.ModuleList(Attention(channels) for _ in range(blocks if attention else 0))
+        self.attention = nn.ModuleList(Attention(channels, groups) for _ in range(blocks if attention else 0))
         self.upsample = nn.Conv2d(channels, channels, 3, padding=1) if resize == "up" else None
         self.downsample = nn.Conv2d(channels, channels, 3, stride=2) if resize == "down" else None
 
@@ -94,7 +99,13 @@ class Level(nn.Module):
 
 
 def _levels(
-    before: int, widths: list[int], blocks: int, *, attention: int | None, resize: Literal["up", "down"]
+    before: int,
+    widths: list[int],
+    blocks: int,
+    *,
+    groups: int,
+    attention: int | None,
+    resize: Literal["up", "down"],
 ) -> nn.Sequential:
     """Levels from ``before`` channels to each width in turn, attention at one; all but the last resize."""
     last = len(widths) - 1
@@ -104,6 +115,7 @@ def _levels(
                 width_before,
                 width,
                 blocks,
+                groups=groups,
                 attention=index == attention,
                 resize=resize if index < last else None,
             )
@@ -112,9 +124,11 @@ def _levels(
     )
 
 
-def _middle(channels: int) -> nn.Sequential:
+def _middle(channels: int, groups: int) -> nn.Sequential:
     return nn.Sequential(
-        ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels)
+        ResidualBlock(channels, channels, groups),
+        Attention(channels, groups),
+        ResidualBlock(channels, channels, groups),
     )
 
 
@@ -128,6 +142,7 @@ class LDMEncoder(nn.Module):
             latents of 1 / 2^(n - 1) of the picture's side, rounded down.
         blocks: residual blocks a level.
         level_attention: whether attention follows each of them at the latent's size.
+        groups: of every group norm.
     """
 
     def __init__(
@@ -138,15 +153,21 @@ class LDMEncoder(nn.Module):
         blocks: int = 2,
         *,
         level_attention: bool = True,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         widths = [channels * factor for factor in multipliers]
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.levels = _levels(
-            channels, widths, blocks, attention=len(widths) - 1 if level_attention else None, resize="down"
+            channels,
+            widths,
+            blocks,
+            groups=groups,
+            attention=len(widths) - 1 if level_attention else None,
+            resize="down",
         )
-        self.middle = _middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.middle = _middle(widths[-1], groups)
+        self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,6 +187,7 @@ class LDMDecoder(nn.Module):
             pictures of 2^(n - 1) times the latent's side.
         blocks: residual blocks a level.
         level_attention: whether attention follows each of them at the latent's size.
+        groups: of every group norm.
     """
 
     def __init__(
@@ -176,15 +198,21 @@ class LDMDecoder(nn.Module):
         blocks: int = 3,
         *,
         level_attention: bool = True,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         widths = [channels * factor for factor in reversed(multipliers)]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0])
+        self.middle = _middle(widths[0], groups)
         self.levels = _levels(
-            widths[0], widths, blocks, attention=0 if level_attention else None, resize="up"
+            widths[0],
+            widths,
+            blocks,
+            groups=groups,
+            attention=0 if level_attention else None,
+            resize="up",
         )
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ foundation encoder's features, through a 1x1 convolution that is kept as the VF 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,12 @@ class LDMVAE(Autoencoder):
         super().__init__(settings)
         latent = settings.latent_channels
         sizes = (latent, settings.channels, tuple(settings.multipliers))
-        attention = settings.level_attention
-        self.encoder = LDMEncoder(*sizes, settings.encoder_blocks, level_attention=attention)
+        rest: dict[str, Any] = {"level_attention": settings.level_attention, "groups": settings.groups}
+        self.encoder = LDMEncoder(*sizes, settings.encoder_blocks, **rest)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if settings.latent_convolutions else None
         self.vf_head = self.make_vf_head(settings.vf_channels)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if settings.latent_convolutions else None
-        self.decoder = LDMDecoder(*sizes, settings.decoder_blocks, level_attention=attention)
+        self.decoder = LDMDecoder(*sizes, settings.decoder_blocks, **rest)
         bias = (self.quant_conv or self.encoder.conv_out).bias
         assert bias is not None
         with torch.no_grad():

@@ -65,10 +65,11 @@ class FoundationDiscriminator(nn.Module):
         return self.judge(self.taps(self.view((pictures + 1.0) / 2.0, shared)))
 
     def view(self, pixels: Tensor, shared: torch.Generator | None = None) -> Tensor:
-        """Bring pixels to the encoder's (input_size, input_size): a random crop or a resize.
+        """Bring pixels to what the encoder sees: a random crop or a resize.
 
-        Where the picture is larger, a crop at one random place for the batch with probability
-        ``crop_probability``. Shrinking is with antialias, enlarging without.
+        Where the picture is larger, a crop of (input_size, input_size) at one random place for the batch
+        with probability ``crop_probability``. A resize brings the short side to ``input_size`` and keeps the
+        shape, the long side rounded to whole patches. Shrinking is with antialias, enlarging without.
         """
         size = self.config.input_size
         height, width = pixels.shape[-2:]
@@ -77,15 +78,16 @@ class FoundationDiscriminator(nn.Module):
             top = int(torch.randint(0, height - size + 1, (), generator=shared))
             left = int(torch.randint(0, width - size + 1, (), generator=shared))
             return pixels[..., top : top + size, left : left + size]
-        if (height, width) == (size, size):
+        patches = size / min(height, width) / self.encoder.patch
+        seen = [round(side * patches) * self.encoder.patch for side in (height, width)]
+        if [height, width] == seen:
             return pixels
-        shrinks = max(height, width) > size
         return F.interpolate(
             pixels,
-            (size, size),
+            seen,
             mode=self.config.interpolation or self.encoder.family.interpolation,
             align_corners=False,
-            antialias=shrinks,
+            antialias=larger,
         )
 
     def taps(self, pixels: Tensor) -> list[Tensor]:

@@ -1,0 +1,205 @@
+"""The family side by side on CIFAR-10: trains, measures, prints docs/cifar10.md's tables, draws its figure.
+
+    python benchmarks/cifar10.py --train cifar10-train.zip --test cifar10-test.zip
+
+The two are zips of pictures with a folder a class. What a run or a measurement has left in ``--out`` is used
+and not made again, so a stopped command goes on where it was. A recipe takes about a quarter of an hour on
+one core: several commands with OMP_NUM_THREADS=1 and different ``--only`` share a machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lumitok.config import EncoderConfig, load_recipe
+from lumitok.evaluation.probe import ProbeSettings
+from lumitok.evaluation.results import Results
+
+RECIPES = {
+    "VAE": "vae",
+    "VA-VAE": "va-vae",
+    "VFM-VAE": "vfm-vae",
+    "AlignTok stage 1": "aligntok-1",
+    "AlignTok stage 2": "aligntok-2",
+    "AlignTok stage 3": "aligntok-3",
+    "AlignTok stage 2, weight 0": "aligntok-2-weight-0",
+}
+AFTER = {"aligntok-2": "aligntok-1", "aligntok-2-weight-0": "aligntok-1", "aligntok-3": "aligntok-2"}
+"""The recipe whose run another begins with."""
+CURVES = {"weight 1": "aligntok-2", "weight 0": "aligntok-2-weight-0"}
+PERCEPTUAL = "efficientnet-lite2"
+"""No training sees this network, so it judges all of them alike."""
+REFERENCE = EncoderConfig(name="efficientnet-lite2", scale=4.0)
+PROBE_PICTURES = 10_000
+TEST_PICTURES = 4_000
+CURVE_PICTURES = 2_000
+"""Of either kind, for a point of a curve."""
+CKNNA_PICTURES = 2_000
+
+
+def train(name: str, out: Path, pictures: Path, held_out: Path) -> Path:
+    """Train a recipe, go on with it, or find it done."""
+    from lumitok.training import train as run
+
+    folder = out / name
+    if (folder / "tokenizer" / "config.json").is_file():
+        return folder
+    changes = [f"data.train={pictures}", f"data.validation={held_out}", f"out={folder}"]
+    if name in AFTER:
+        changes.append(f"init={out / AFTER[name]}")
+    return run(load_recipe(f"cifar10/{name}", changes), resume=True)
+
+
+def first_pictures(source: Path, count: int, out: Path) -> Path:
+    """A zip of the first pictures of each class, ``count`` in all."""
+    target = out / f"{source.stem}-{count}.zip"
+    if not target.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(source) as whole, zipfile.ZipFile(target, "w") as part:
+            classes: dict[str, list[str]] = {}
+            for name in sorted(name for name in whole.namelist() if not name.endswith("/")):
+                classes.setdefault(name.rpartition("/")[0], []).append(name)
+            for names in classes.values():
+                for name in names[: count // len(classes)]:
+                    part.writestr(name, whole.read(name))
+    return target
+
+
+def measured(subject: Path, train: Path, test: Path, *, curve: bool = False) -> tuple[Results, Results]:
+    """Measure a run or a checkpoint, or read what was measured before; a point of a curve needs less."""
+    from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
+    from lumitok.pipelines.evaluate_representation import evaluate_representation
+
+    count = CURVE_PICTURES if curve else TEST_PICTURES
+    test = first_pictures(test, count, subject.parents[2 if curve and "step-" in subject.name else 0])
+    found = []
+    for kind in ("reconstruction", "representation"):
+        path = subject / "evaluation" / f"cifar10-{kind}{'-curve' if curve else ''}.json"
+        if not path.is_file():
+            if kind == "reconstruction":
+                results = evaluate_reconstruction(
+                    str(subject), test, count=500 if curve else None, metrics=("psnr", "ssim", "l1"),
+                    perceptual_encoder=None if curve else PERCEPTUAL,
+                )  # fmt: skip
+            else:
+                results = evaluate_representation(
+                    str(subject), test, train_data=train, references=() if curve else (REFERENCE,),
+                    count=64 if curve else CKNNA_PICTURES, latent="mean", changes=False,
+                    probe=ProbeSettings(seed=0), train_count=count if curve else PROBE_PICTURES, memory=8.0,
+                )  # fmt: skip
+            results.save(path)
+        found.append(Results.load(path))
+    return found[0], found[1]
+
+
+def value(results: Results, *words: str) -> float:
+    """The one number whose name has all these words."""
+    chosen = [n.value for n in results.numbers if all(word in n.name for word in words)]
+    if len(chosen) != 1:
+        raise SystemExit(f"{len(chosen)} numbers of {results.subject} have {words} in their names: "
+                         f"{[n.name for n in results.numbers]}")  # fmt: skip
+    return chosen[0]
+
+
+def table(out: Path, names: Sequence[str], train: Path, test: Path) -> list[str]:
+    """One row a tokenizer."""
+    lines = [
+        "| Tokenizer | Trainable | PSNR | SSIM | Perceptual | Probe, flattened | Probe, pooled | CKNNA |"
+    ]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for title, name in RECIPES.items():
+        if name not in names:
+            continue
+        near, meaning = measured(out / name, train, test)
+        lines.append(
+            f"| {title} | {trainable(out / name):.2f} M "
+            f"| {value(near, 'PSNR'):.2f} dB | {value(near, 'SSIM'):.3f} "
+            f"| {value(near, PERCEPTUAL):.3f} | {value(meaning, 'linear probe, latent', 'flattened'):.1f} % "
+            f"| {value(meaning, 'linear probe, latent', 'mean-pooled'):.1f} % "
+            f"| {value(meaning, 'CKNNA', 'latent'):.3f} |"
+        )
+    return lines
+
+
+def trainable(run: Path) -> float:
+    """Millions of parameters that the run's stage trains."""
+    import torch
+
+    from lumitok.tokenizers import build_tokenizer
+    from lumitok.training.steps import choose_trainable
+
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(recipe.model, load_weights=False)
+    return sum(p.numel() for p in choose_trainable(tokenizer, recipe.stages[-1])) / 1e6
+
+
+def curves(out: Path, train: Path, test: Path, figure: Path) -> list[str]:
+    """PSNR and linear probe over the steps of stage 2 (AlignTok's Figure 3), as a table and a figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [
+        "| Step of stage 2 | PSNR, weight 1 | weight 0 | Probe, weight 1 | weight 0 |",
+        "|--:|--:|--:|--:|--:|",
+    ]
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for title, name in CURVES.items():
+        begin = {0: out / AFTER[name]}
+        steps = {
+            int(p.name.removeprefix("step-")): p for p in (out / name / "checkpoints").glob("step-????????")
+        }
+        found[title] = {}
+        for step, subject in sorted((begin | steps).items()):
+            near, meaning = measured(subject, train, test, curve=True)
+            point = value(near, "PSNR"), value(meaning, "linear probe, latent", "flattened")
+            found[title][step] = point
+    one, none = found["weight 1"], found["weight 0"]
+    for step in sorted(one.keys() & none.keys()):
+        (a, p), (b, q) = one[step], none[step]
+        lines.append(f"| {step} | {a:.2f} dB | {b:.2f} dB | {p:.1f} % | {q:.1f} % |")
+    drawn, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for axis, place, label in zip(axes, (0, 1), ("PSNR, dB", "linear probe, %"), strict=True):
+        for title, points in found.items():
+            axis.plot(list(points), [point[place] for point in points.values()], marker="o", label=title)
+        axis.set(xlabel="step of stage 2", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    drawn.savefig(figure, dpi=120)
+    return lines
+
+
+def main() -> None:
+    """Train, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", type=Path, help="CIFAR-10's training pictures, a folder a class")
+    parser.add_argument("--test", type=Path, help="its test pictures")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument(
+        "--only", nargs="*", choices=[*RECIPES.values(), "curves"], help="these rows, or the curves"
+    )
+    chosen = parser.parse_args()
+    if chosen.train is None or chosen.test is None:
+        print("left out: it needs CIFAR-10 as pictures; see --help")
+        return
+    names = chosen.only or [*RECIPES.values(), "curves"]
+    for name in names:
+        if name != "curves":
+            for needed in (AFTER.get(AFTER.get(name, ""), ""), AFTER.get(name, ""), name):
+                if needed:
+                    train(needed, chosen.out, chosen.train, chosen.test)
+    print("\n".join(table(chosen.out, names, chosen.train, chosen.test)))
+    if "curves" in names:
+        print()
+        print("\n".join(curves(chosen.out, chosen.train, chosen.test, chosen.out / "preservation.png")))
+
+
+if __name__ == "__main__":
+    main()
