@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -117,9 +117,10 @@ def sample(
     Single PNG files, a sheet of the first 100, and with --npz a file for evaluators. A sample depends on the
     seed and its number alone, not on batch size or processes.
     """
-    from lumitok.pipelines.sample import Wanted, is_main, sample_pictures
+    from lumitok.evaluation.processes import is_main
+    from lumitok.pipelines.sample import Wanted, sample_pictures
 
-    changes = {
+    changes: dict[str, Any] = {
         "steps": steps,
         "guidance": guidance,
         "guidance_interval": None if guidance_interval is None else _interval(guidance_interval),

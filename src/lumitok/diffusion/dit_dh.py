@@ -9,7 +9,8 @@ A network must be at least as wide as its latent has channels; here the head alo
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from itertools import islice
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from lumitok.diffusion.base import DiffusionNetwork, LabelConditioner, NetworkOu
 from lumitok.diffusion.layers import (
     FinalLayer,
     RMSNorm,
+    Rotation,
     draw_weights,
     pass_by,
     patchify,
@@ -99,7 +101,14 @@ class DiTDH(DiffusionNetwork):
             block.compile(**options)
 
     def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None, *, class_token: Tensor | None, blocks: set[int]
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        *,
+        class_token: Tensor | None,
+        blocks: set[int],
+        until: int | None = None,
     ) -> NetworkOutput:
         """Predict the velocity of latents (B, C, H, W) at times t (B,); see :meth:`forward`."""
         assert class_token is None, "forward has checked it"
@@ -108,7 +117,7 @@ class DiTDH(DiffusionNetwork):
         condition = self.conditioner(labels, time)
 
         tokens = self.patch_embedding(patches) + self.position
-        rotation = (self.rotation_cos, self.rotation_sin)
+        rotation: Rotation | None = (self.rotation_cos, self.rotation_sin)
         before = 0
         if condition.tokens is not None:
             before = condition.tokens.shape[1]
@@ -117,7 +126,7 @@ class DiTDH(DiffusionNetwork):
         # SiLU twice: RAE's code has one before the blocks, and one begins each of its modulations.
         vector = F.silu(F.silu(condition.vector))[:, None]
         kept: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(islice(self.blocks, until), start=1):
             tokens = block(tokens, vector, rotation)
             if number in blocks:
                 kept[number] = tokens[:, before:]

@@ -5,7 +5,8 @@ latent -> patches + fixed position -> blocks(time + class) -> norm, modulation -
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from itertools import islice
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,8 @@ class LightningBlock(nn.Module):
             shift1 = shift2 = None
             scale1, gate1, scale2, gate2 = parts.chunk(4, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotation)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        result: Tensor = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return result
 
 
 def block_norm(width: int, norm: NormKind) -> nn.Module:
@@ -112,12 +114,19 @@ class LightningDiT(DiffusionNetwork):
         self._draw()
 
     def _draw(self) -> None:
-        modulations = [block.modulation for block in self.blocks]
+        modulations = [cast(nn.Linear, block.modulation) for block in self.blocks]
         last = [self.final_layer.modulation, self.final_layer.linear]
         draw_weights(self, [*modulations, *last], [self.time_embedding, self.conditioner.table])
 
     def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None, *, class_token: Tensor | None, blocks: set[int]
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        *,
+        class_token: Tensor | None,
+        blocks: set[int],
+        until: int | None = None,
     ) -> NetworkOutput:
         """Predict the velocity of latents (B, C, H, W) at times t (B,); see :meth:`forward`."""
         assert class_token is None, "forward has checked it"
@@ -133,7 +142,7 @@ class LightningDiT(DiffusionNetwork):
 
         vector = F.silu(condition.vector)[:, None]
         kept: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(islice(self.blocks, until), start=1):
             tokens = block(tokens, vector, rotation)
             if number in blocks:
                 kept[number] = tokens[:, before:]

@@ -8,7 +8,8 @@ encoder along with the latent: it stands before the patches as one more token.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from itertools import islice
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,8 @@ class SiTBlock(nn.Module):
         """Tokens (B, N, width) -> the same; ``condition`` (B, 1, width), after SiLU."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        result: Tensor = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return result
 
 
 class ClassTokenEmbedding(nn.Module):
@@ -90,13 +92,20 @@ class SiT(DiffusionNetwork):
         self._draw()
 
     def _draw(self) -> None:
-        modulations = [block.modulation for block in self.blocks]
-        last = [self.final_layer.modulation, self.final_layer.linear]
+        modulations = [cast(nn.Linear, block.modulation) for block in self.blocks]
+        last: list[nn.Module] = [self.final_layer.modulation, self.final_layer.linear]
         last += [] if self.class_layer is None else [self.class_layer]
         draw_weights(self, [*modulations, *last], [self.time_embedding, self.conditioner.table])
 
     def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None, *, class_token: Tensor | None, blocks: set[int]
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        *,
+        class_token: Tensor | None,
+        blocks: set[int],
+        until: int | None = None,
     ) -> NetworkOutput:
         """Predict the velocity of latents (B, C, H, W) at times t (B,); see :meth:`forward`."""
         patch = self.settings.patch
@@ -112,7 +121,7 @@ class SiT(DiffusionNetwork):
 
         vector = F.silu(condition.vector)[:, None]
         kept: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks, start=1):
+        for number, block in enumerate(islice(self.blocks, until), start=1):
             tokens = block(tokens, vector)
             if number in blocks:
                 kept[number] = tokens[:, before:]

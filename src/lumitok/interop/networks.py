@@ -167,7 +167,8 @@ def _tables(settings: NetworkConfig) -> dict[str, Tensor]:
 
 def drop_sigma(rows: Tensor, channels: int) -> Tensor:
     """Keep of each position's 2 C rows (patch^2 2 C, ...) the first C, the velocity's."""
-    return rows.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1)
+    kept: Tensor = rows.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1)
+    return kept
 
 
 def split_pairs(rows: Tensor, head_width: int) -> Tensor:
@@ -175,7 +176,7 @@ def split_pairs(rows: Tensor, head_width: int) -> Tensor:
 
     Attention does not see the order of a head's channels, as long as queries and keys have the same.
     """
-    paired = rows.unflatten(0, (-1, head_width // 2, 2))
+    paired: Tensor = rows.unflatten(0, (-1, head_width // 2, 2))
     return paired.transpose(1, 2).flatten(0, 2)
 
 

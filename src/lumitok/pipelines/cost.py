@@ -26,7 +26,7 @@ from lumitok.pipelines.cost_networks import (
     with_random_weights,
 )
 from lumitok.pipelines.doctor import examine
-from lumitok.pipelines.information import _model_of
+from lumitok.pipelines.information import model_of
 from lumitok.tokenizers import build_tokenizer
 from lumitok.tokenizers.base import find_tokenizer
 from lumitok.training.precision import choose_precision, default_device
@@ -262,7 +262,7 @@ def _read(name: str, changes: list[str], request: Request) -> tuple[ModelConfig,
     if Path(name).is_dir():
         if changes:
             raise LumitokError(f"'{changes[0]}' changes a recipe, and '{name}' is a folder of weights")
-        return with_random_weights(_model_of(find_tokenizer(name) / "config.json")), None
+        return with_random_weights(model_of(find_tokenizer(name) / "config.json")), None
     if name not in recipe_names() and not name.endswith((".yaml", ".yml")):
         raise LumitokError(
             f"there is no recipe and no checkpoint '{name}'{nearest(name, recipe_names())} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lumitok.config.networks import LightningDiTConfig, NetworkConfig, SiTConfig
 from lumitok.diffusion import DiffusionNetwork, build_network
@@ -104,7 +105,8 @@ def _rows(kind: Kind, file: Path, found: NetworkFile, network: DiffusionNetwork)
 
 def _sizes(settings: NetworkConfig) -> str:
     """Say where the config is not the usual one: a file cut short at a whole block shows here alone."""
-    usual = type(settings)().model_dump()
+    kind: Any = type(settings)  # Each kind has its type as a default.
+    usual = kind().model_dump()
     found = [
         f"{name} {value}"
         for name, value in settings.model_dump().items()

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lumitok.config import ModelConfig, Recipe, load_recipe, recipe_names
+from lumitok.config import ModelConfig, Recipe, load_any, load_recipe, recipe_names
 from lumitok.errors import LumitokError, nearest
 from lumitok.tokenizers import Tokenizer, build_tokenizer
 
@@ -123,12 +123,18 @@ def _configs(name: str) -> tuple[ModelConfig, Recipe | None]:
     from lumitok.training import find_tokenizer
 
     folder = find_tokenizer(name)
-    model = _model_of(folder / "config.json")
+    model = model_of(folder / "config.json")
     beside = folder.parent / "recipe.yaml"  # A tokenizer copied elsewhere has lost its recipe.
-    return model, load_recipe(str(beside)) if beside.is_file() else None
+    recipe = load_any(str(beside)) if beside.is_file() else None
+    return model, recipe if isinstance(recipe, Recipe) else None
 
 
-def _model_of(path: Path) -> ModelConfig:
+def model_of(path: Path) -> ModelConfig:
+    """What a tokenizer's ``config.json`` says it is.
+
+    Raises:
+        LumitokError: the file does not describe a tokenizer.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         own = {key: value for key, value in values.items() if not key.startswith("_")}

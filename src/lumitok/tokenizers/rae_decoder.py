@@ -37,8 +37,8 @@ class GridDecoder(RAEDecoder):
         width = self.decoder_embed.out_features
         # On the processor: diffusers puts the class token's zeros there.
         with torch.device("cpu"):
-            table = get_2d_sincos_pos_embed(width, (rows, columns), cls_token=True, extra_tokens=1)
-        return torch.as_tensor(table).float()[None]
+            table = get_2d_sincos_pos_embed(width, (rows, columns))
+        return torch.cat([torch.zeros(1, width), torch.as_tensor(table).float()])[None]
 
     def interpolate_latent(self, x: Tensor) -> Tensor:
         """Leave the latent as it is."""

@@ -265,7 +265,7 @@ class SelfAttention(nn.Module):
         q, k, v = (
             f(x).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3) for f in (self.q, self.k, self.v)
         )
-        null = self.null.to(k.dtype)[:, None, :, None].expand(-1, len(x), -1, -1, -1)
+        null = self.null.to(k.dtype)[:, None, :, None].expand(-1, x.shape[0], -1, -1, -1)
         mixed = F.scaled_dot_product_attention(q, torch.cat([null[0], k], 2), torch.cat([null[1], v], 2))
         result: Tensor = self.out(mixed.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:]))
         return result

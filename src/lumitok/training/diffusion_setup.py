@@ -15,9 +15,10 @@ from lumitok.config.networks import AnyNetwork
 from lumitok.data import Pictures, open_pictures
 from lumitok.data.latent_store import LatentStore, open_latent_store
 from lumitok.data.latents import LatentOrigin
-from lumitok.diffusion.base import WEIGHTS, DiffusionNetwork, build_network, find_network
+from lumitok.diffusion.base import DiffusionNetwork, build_network, find_network
 from lumitok.errors import LumitokError, some
 from lumitok.foundation import FoundationEncoder
+from lumitok.nn.folders import WEIGHTS
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.begin import Changeable, start_accelerator, start_trackers, take_up
 from lumitok.training.checkpoint import (
@@ -98,7 +99,7 @@ def start_diffusion(recipe: DiffusionRecipe, resume: bool) -> DiffusionRun:
     _check_batches(recipe, accelerator.num_processes)
     torch.manual_seed(derive_seed(training.seed))
     network = build_network(recipe.network).to(accelerator.device)
-    encoders = _encoders(recipe, accelerator)
+    encoders = stage_encoders(recipe, accelerator)
     tokenizer = _tokenizer(recipe, store)
     pictures = _pictures(recipe, store) if any(encoders) else None
     identity: dict[str, Any] = {"the latents": store.identity}
@@ -143,24 +144,35 @@ def start_diffusion(recipe: DiffusionRecipe, resume: bool) -> DiffusionRun:
 
 
 def _fitted(network: AnyNetwork, store: LatentStore) -> AnyNetwork:
-    """The network's settings with what the store alone knows, where they stand at their defaults.
-
-    Raises:
-        LumitokError: they were set to something else.
-    """
     spec = store.spec
     if spec.height != spec.width:
         raise LumitokError(
             f"the latents of {store.path} are {spec.height}x{spec.width}; the networks take squares"
         )
-    known = {"in_channels": spec.channels, "input_size": spec.height}
+    return fitted(network, spec.channels, spec.height, len(store.classes), f"the latents of {store.path}")
+
+
+def fitted(network: AnyNetwork, channels: int, side: int, classes: int, source: str) -> AnyNetwork:
+    """The network's settings with what the data alone know, where they stand at their defaults.
+
+    Args:
+        network: as the recipe has it.
+        channels: of the latents.
+        side: rows, and columns, of the latents.
+        classes: of the pictures; an unconditional network keeps none.
+        source: what says so, for the error.
+
+    Raises:
+        LumitokError: they were set to something else.
+    """
+    known = {"in_channels": channels, "input_size": side}
     if network.classes:
-        known["classes"] = len(store.classes)
+        known["classes"] = classes
     for key, value in known.items():
         got = getattr(network, key)
         if got not in (value, type(network).model_fields[key].default):
             raise LumitokError(
-                f"network.{key} is {got}, but the latents of {store.path} have {value}; leave the key out, "
+                f"network.{key} is {got}, but {source} have {value}; leave the key out, "
                 f"or give network.{key}={value}"
             )
     return type(network).model_validate(network.model_dump() | known)
@@ -175,7 +187,7 @@ def _check_batches(recipe: DiffusionRecipe, world: int) -> None:
             )
 
 
-def _encoders(recipe: DiffusionRecipe, accelerator: Accelerator) -> list[FoundationEncoder | None]:
+def stage_encoders(recipe: DiffusionRecipe, accelerator: Accelerator) -> list[FoundationEncoder | None]:
     """The encoder of each stage; stages that name the same share it."""
     found: list[FoundationEncoder | None] = []
     for stage in recipe.stages:
@@ -247,7 +259,7 @@ def _take_over(
         store.check_tokenizer(origin.spec.tokenizer or "", f"{opened}, which it should go on from,")
     saved = source / "training"
     device = network.device
-    if not saved.is_dir():
+    if not (saved / NETWORK).is_file():  # An end-to-end run's checkpoint gives its average alone.
         state = load_tensors(opened / WEIGHTS, device)
         load_trained_state(network, state, opened)
         average = {name: p.detach().clone().float() for name, p in network.named_parameters()}

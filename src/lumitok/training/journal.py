@@ -26,6 +26,9 @@ from lumitok.evaluation.pictures import grid, to_pil
 from lumitok.training.checkpoint import Place
 
 HISTORY = "history.jsonl"
+SAMPLE_SHEETS = "sample-grids"
+"""Sheets of samples where ``grids`` holds reconstructions."""
+DRAWN = ("examples", "samples", "grids", SAMPLE_SHEETS)
 
 
 class Journal:
@@ -118,10 +121,10 @@ class Journal:
             place, "reconstructions", grid([list(inputs), list(outputs)], labels=["input", "reconstruction"])
         )
 
-    def samples(self, place: Place, pictures: Tensor, classes: Sequence[str]) -> None:
+    def samples(self, place: Place, pictures: Tensor, classes: Sequence[str], sheets: str = "grids") -> None:
         """Save samples, uint8 (N, 3, H, W), with the names of their classes, if they have any.
 
-        A sheet goes to ``grids/`` and to the tracker, single pictures to ``samples/``.
+        A sheet goes to the folder ``sheets`` and to the tracker, single pictures to ``samples/``.
         """
         if not self.active:
             return
@@ -134,11 +137,11 @@ class Journal:
         first_names = [
             ", ".join(dict.fromkeys(classes[i : i + width])) for i in range(0, len(classes), width)
         ]
-        self._sheet(place, "samples", grid(rows, labels=first_names))
+        self._sheet(place, "samples", grid(rows, labels=first_names), sheets)
 
-    def _sheet(self, place: Place, title: str, sheet: Image.Image) -> None:
-        (self.run / "grids").mkdir(exist_ok=True)
-        sheet.save(self.run / "grids" / f"step-{place.step:08d}.png")
+    def _sheet(self, place: Place, title: str, sheet: Image.Image, folder: str = "grids") -> None:
+        (self.run / folder).mkdir(exist_ok=True)
+        sheet.save(self.run / folder / f"step-{place.step:08d}.png")
         pixels = np.asarray(sheet)[None]
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -165,13 +168,23 @@ def _truncate(path: Path, step: int) -> None:
         # A process that was killed may have left half a line, and examples of steps still to come.
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
-    for old in (p for name in ("examples", "samples", "grids") for p in path.parent.glob(f"{name}/step-*")):
+    for old in (p for name in DRAWN for p in path.parent.glob(f"{name}/step-*")):
         if int(old.stem.removeprefix("step-")) > step:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-_HEADLINES = ("total", "l1", "lpips", "ssim", "vf", "gan", "patchgan", "discriminator", "skipped_steps")
-_HEADLINES += ("velocity", "cosine", "alignment", "class_token")
+_HEADLINES: tuple[str, ...] = (
+    "total",
+    "l1",
+    "lpips",
+    "ssim",
+    "vf",
+    "gan",
+    "patchgan",
+    "discriminator",
+    "skipped_steps",
+)
+_HEADLINES += ("velocity", "cosine", "alignment", "class_token", "tokenizer_alignment")
 
 
 def _is_headline(name: str, kind: str) -> bool:
