@@ -17,7 +17,7 @@ from lumitok.errors import LumitokError
 from lumitok.losses.kl import kl
 from lumitok.training import guards, steps, train
 from lumitok.training.checkpoint import checkpoints, load_place
-from lumitok.training.steps import StageState
+from lumitok.training.sums import Sums
 from tests.training.compare import changed, everything, history
 
 
@@ -89,17 +89,17 @@ def test_one_step_too_many_stops_also_when_the_first_were_before_a_resume(
 ) -> None:
     poison(monkeypatch, {1})
     one = changed(recipe, training__skip_not_finite=1, training__checkpoint_every=2)
-    original = StageState.collect
+    original = Sums.collect
     state = {"steps": 0}
 
-    def stop(self: StageState, values: dict[str, float]) -> None:
+    def stop(self: Sums, values: dict[str, float]) -> None:
         state["steps"] += 1
         if state["steps"] == 8:
             raise KeyboardInterrupt
         original(self, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageState, "collect", stop)
+        patch.setattr(Sums, "collect", stop)
         with pytest.raises(KeyboardInterrupt):
             train(one)
     poison(monkeypatch, {1})

@@ -27,6 +27,7 @@ from lumitok.cli.report import report
 from lumitok.cli.sample import sample
 from lumitok.cli.show import show
 from lumitok.cli.statistics import statistics
+from lumitok.cli.sweep import sweep
 from lumitok.cli.train import train
 from lumitok.errors import LumitokError
 
@@ -52,6 +53,7 @@ for verb in (
     convert_latents,
     reconstruct,
     sample,
+    sweep,
     report,
     fetch_weights,
     import_weights,

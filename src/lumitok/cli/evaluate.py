@@ -1,6 +1,6 @@
-"""``lumitok evaluate``: reconstruction, generation, representation, latents.
+"""``lumitok evaluate``: reconstruction, generation, representation, latents, layers.
 
-Long because every option of four verbs stands here with its help.
+Long because every option of five verbs stands here with its help.
 """
 
 from __future__ import annotations
@@ -386,13 +386,96 @@ def latents(
     _keep_and_print(results, json, beside=checkpoint)
 
 
-def _keep_and_print(results: Results, json: Path | None, beside: str = "") -> None:
-    """Write the results, and print the numbers, how they were made, and what was left out."""
+@evaluate.command()
+def layers(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Folder of a diffusion run, a checkpoint, a network or a saved pipeline, or a hub id.",
+        ),
+    ],
+    data: Data,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="The tokenizer that made the latents; by default what the run's recipe names.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="Encoder to compare with (NAME=FILE names its weights), may be given several times; by "
+            "default the tokenizer's own.",
+            show_default=False,
+        ),
+    ] = None,
+    time: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="How far the latents are from noise, 0, to data, 1.")
+    ] = 0.5,
+    encoder_side: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PX",
+            help="Side at which named encoders see the pictures; by default 16 patches.",
+            show_default=False,
+        ),
+    ] = None,
+    class_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="Gives the class token that a network of REG sees; by default the encoder of its recipe.",
+            show_default=False,
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures, evenly spread over the listing.")] = 10_000,
+    k: Annotated[int, typer.Option("--k", min=2, help="Neighbours of CKNNA.")] = 10,
+    latent: Latent = "sample",
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """How each block of a diffusion network sees pictures: CKNNA with encoders, and a plot over depth."""
+    from lumitok.pipelines.evaluate_layers import evaluate_layers, layers_plot
+    from lumitok.pipelines.keep_results import check_target
+
+    check_target(json)
+    results = evaluate_layers(
+        checkpoint,
+        str(data),
+        tokenizer=tokenizer,
+        references=reference or (),
+        time=time,
+        encoder_side=encoder_side,
+        class_encoder=class_encoder,
+        count=count,
+        k=k,
+        latent=latent,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    kept = _keep_and_print(results, json, beside=checkpoint)
+    if kept is not None:
+        plot = kept.with_suffix(".png")
+        plot.write_bytes(layers_plot(results).png())
+        console().print(f"Plot: {plot}")
+
+
+def _keep_and_print(results: Results, json: Path | None, beside: str = "") -> Path | None:
+    """Write the results, and print the numbers, how they were made, and what was left out.
+
+    Returns where they were written; None where nowhere, and on every process but the main one.
+    """
     from lumitok.pipelines.keep_results import is_main, keep_results
 
     kept = keep_results(results, json, beside)
     if not is_main():
-        return
+        return None
     listed = table("", "value", "", "how")
     shared, own = results.how()
     marks: dict[str, int] = {}  # How a number was made -> its mark; many are made alike.
@@ -413,3 +496,4 @@ def _keep_and_print(results: Results, json: Path | None, beside: str = "") -> No
     for warning in results.tables.get("warnings", []):
         typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW, bold=True, err=True)
     printer.print("Not kept: name a file with --json" if kept is None else f"Kept in {kept}")
+    return kept

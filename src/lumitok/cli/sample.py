@@ -117,7 +117,7 @@ def sample(
     Single PNG files, a sheet of the first 100, and with --npz a file for evaluators. A sample depends on the
     seed and its number alone, not on batch size or processes.
     """
-    from lumitok.evaluation.processes import is_main
+    from lumitok.pipelines.keep_results import is_main
     from lumitok.pipelines.sample import Wanted, sample_pictures
 
     changes: dict[str, Any] = {

@@ -19,18 +19,20 @@ def train(
         bool, typer.Option("--bundle-encoder", help="Copy the frozen encoder into the final tokenizer.")
     ] = False,
 ) -> None:
-    """Train a tokenizer, or a diffusion network on a tokenizer's latents.
+    """Train a tokenizer, a diffusion network on a tokenizer's latents, or both together.
 
     The run's folder is the recipe's `out`, runs/NAME by default.
     """
-    from lumitok.config import Recipe, load_any
+    from lumitok.config import EndToEndRecipe, Recipe, load_any
 
     changes = [*(changes or []), *(["training.bundle_encoder=true"] if bundle_encoder else [])]
     resolved = load_any(recipe, changes)  # Before torch is imported: a wrong key answers at once.
     from lumitok.training import train as run
-    from lumitok.training import train_diffusion
+    from lumitok.training import train_diffusion, train_end_to_end
 
     if isinstance(resolved, Recipe):
         typer.echo(f"The run: {run(resolved, resume=resume)}")
+    elif isinstance(resolved, EndToEndRecipe):
+        typer.echo(f"The run: {train_end_to_end(resolved, resume=resume)}")
     else:
         typer.echo(f"The run: {train_diffusion(resolved, resume=resume)}")

@@ -18,6 +18,7 @@ from lumitok.config.diffusion import (
     SamplesConfig,
     TimesConfig,
 )
+from lumitok.config.end_to_end import EndToEndRecipe, EndToEndStageConfig, EndToEndTrainingConfig
 from lumitok.config.models import (
     BLOCKS,
     AlignTokConfig,
@@ -31,8 +32,10 @@ from lumitok.config.models import (
     VFMVAEConfig,
     block_count,
 )
+from lumitok.config.picture_recipe import PictureRecipe
 from lumitok.config.recipe import (
     RECIPES,
+    AnyRecipe,
     Recipe,
     dump_recipe,
     first_fault,
@@ -59,6 +62,7 @@ __all__ = [
     "BLOCKS",
     "RECIPES",
     "AlignTokConfig",
+    "AnyRecipe",
     "DataConfig",
     "DiffusionLossConfig",
     "DiffusionRecipe",
@@ -66,6 +70,9 @@ __all__ = [
     "DiffusionTrainingConfig",
     "DiscriminatorConfig",
     "EncoderConfig",
+    "EndToEndRecipe",
+    "EndToEndStageConfig",
+    "EndToEndTrainingConfig",
     "EquivarianceConfig",
     "FrozenLDMConfig",
     "LDMConfig",
@@ -74,6 +81,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "PatchDiscriminatorConfig",
+    "PictureRecipe",
     "RAEConfig",
     "Recipe",
     "SamplesConfig",

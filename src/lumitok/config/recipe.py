@@ -9,19 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from lumitok.config.diffusion import DiffusionRecipe
-from lumitok.config.models import ModelConfig
+from lumitok.config.end_to_end import EndToEndRecipe
 from lumitok.config.origin import INIT, model_of
+from lumitok.config.picture_recipe import PictureRecipe
 from lumitok.config.section import Section
-from lumitok.config.training import (
-    DataConfig,
-    DiscriminatorConfig,
-    PatchDiscriminatorConfig,
-    StageConfig,
-    TrainingConfig,
-)
 from lumitok.errors import LumitokError, nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -29,61 +23,17 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 _WORDS_FOR_INIT = ("start", "checkpoint", "pretrained", "weights")
 
 
-class Recipe(Section):
-    """A whole run."""
+class Recipe(PictureRecipe):
+    """A whole run that trains a tokenizer."""
 
-    name: str = ""
-    """Name of the recipe, from its file."""
-    about: str = ""
-    """What it is for: one sentence for ``lumitok recipes``."""
-    out: str = ""
-    """Folder of the run; default ``runs/`` and the recipe's name."""
-    init: str = ""
-    """Run, checkpoint or tokenizer folder to begin with: its generator, average and discriminators are
-    taken over, the optimizers start anew. Empty: from random weights."""
-    model: ModelConfig
-    """The tokenizer; ``model: init`` stands for that of the checkpoint which ``init`` names."""
-    data: DataConfig = DataConfig()
-    discriminator: DiscriminatorConfig | None = None
-    patch_discriminator: PatchDiscriminatorConfig | None = None
-    stages: list[StageConfig] = Field(min_length=1)
-    training: TrainingConfig = TrainingConfig()
 
-    @model_validator(mode="after")
-    def _check(self) -> Recipe:
-        for stage in self.stages:
-            if stage.losses.gan > 0 and self.discriminator is None:
-                raise ValueError(
-                    f"stage '{stage.name}' has a gan loss; describe the discriminator or set gan to 0"
-                )
-            if stage.losses.patchgan > 0 and self.patch_discriminator is None:
-                raise ValueError(
-                    f"stage '{stage.name}' has a patchgan loss; describe the patch_discriminator (an empty "
-                    "section, {}, is the paper's) or set patchgan to 0"
-                )
-            if stage.losses.vf > 0 and not self.model.vf_head:
-                raise ValueError(f"stage '{stage.name}' has a vf loss; set model.vf_head to true or vf to 0")
-            if stage.losses.vf > 0 and stage.losses.vf_encoder is None and "vf_channels" in vars(self.model):
-                raise ValueError(
-                    f"stage '{stage.name}' has a vf loss, and a tokenizer of type {self.model.type} no "
-                    "frozen encoder of its own; name one as losses.vf_encoder"
-                )
-            if stage.losses.preservation > 0 and self.model.type != "aligntok":
-                raise ValueError(
-                    f"stage '{stage.name}' has a preservation loss, which needs a tokenizer whose foundation "
-                    f"encoder is trained: model.type aligntok, not {self.model.type}"
-                )
-            if stage.images < stage.batch_size:
-                raise ValueError(
-                    f"stage '{stage.name}' has {stage.images} images for a batch of {stage.batch_size}, so "
-                    "not a single step; give more images or a smaller batch_size"
-                )
-            if stage.batch_size % self.training.accumulation:
-                raise ValueError(
-                    f"stage '{stage.name}': batch_size {stage.batch_size} is not a multiple of "
-                    f"training.accumulation {self.training.accumulation}"
-                )
-        return self
+AnyRecipe = Recipe | DiffusionRecipe | EndToEndRecipe
+"""Every kind of run."""
+_TRAINS: dict[type[Section], str] = {
+    Recipe: "a tokenizer",
+    DiffusionRecipe: "a diffusion network",
+    EndToEndRecipe: "a tokenizer and a diffusion network together",
+}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -113,7 +63,7 @@ Overrides = list[str] | tuple[str, ...]
 """Such as ``data.train=photos`` or ``stages.0.batch_size=16``; values are YAML."""
 
 
-def load_any(name: str, overrides: Overrides = ()) -> Recipe | DiffusionRecipe:
+def load_any(name: str, overrides: Overrides = ()) -> AnyRecipe:
     """Read a recipe by name or path, and apply ``key=value`` overrides.
 
     Args:
@@ -121,17 +71,22 @@ def load_any(name: str, overrides: Overrides = ()) -> Recipe | DiffusionRecipe:
         overrides: what to change.
 
     Returns:
-        The recipe of a diffusion network where it has a ``network``, else that of a tokenizer.
+        The recipe of a tokenizer where it has a ``model``, of a diffusion network where it has a
+        ``network``, and of both together where it has both.
     """
     tree = _tree(name, overrides)
-    return _validate(tree, name, DiffusionRecipe if "network" in tree else Recipe)
+    if "network" not in tree:
+        return _validate(tree, name, Recipe)
+    if "model" in tree:
+        return _validate(tree, name, EndToEndRecipe)
+    return _validate(tree, name, DiffusionRecipe)
 
 
 def load_recipe(name: str, overrides: Overrides = ()) -> Recipe:
     """Read a tokenizer's recipe; as :func:`load_any`, but another kind of recipe is an error."""
     found = load_any(name, overrides)
     if not isinstance(found, Recipe):
-        raise LumitokError(f"recipe {name} trains a diffusion network, and a tokenizer's is needed here")
+        raise LumitokError(f"recipe {name} trains {_TRAINS[type(found)]}, and a tokenizer's is needed here")
     return found
 
 
@@ -139,7 +94,9 @@ def load_diffusion_recipe(name: str, overrides: Overrides = ()) -> DiffusionReci
     """Read a diffusion network's recipe; as :func:`load_any`, but another kind of recipe is an error."""
     found = load_any(name, overrides)
     if not isinstance(found, DiffusionRecipe):
-        raise LumitokError(f"recipe {name} trains a tokenizer, and a diffusion network's is needed here")
+        raise LumitokError(
+            f"recipe {name} trains {_TRAINS[type(found)]}, and a diffusion network's is needed here"
+        )
     return found
 
 
@@ -154,13 +111,13 @@ def _tree(name: str, overrides: Overrides) -> dict[str, Any]:
     return tree
 
 
-def dump_recipe(recipe: Recipe | DiffusionRecipe) -> str:
+def dump_recipe(recipe: AnyRecipe | PictureRecipe) -> str:
     """Return the resolved recipe as YAML: every key, defaults included."""
     text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
     return text
 
 
-def save_recipe(recipe: Recipe | DiffusionRecipe, path: Path) -> None:
+def save_recipe(recipe: AnyRecipe | PictureRecipe, path: Path) -> None:
     """Write the resolved recipe."""
     path.write_text(dump_recipe(recipe), encoding="utf-8")
 
@@ -283,7 +240,7 @@ def _index(items: list[Any], step: str, override: str) -> int:
     return int(step)
 
 
-_Kind = TypeVar("_Kind", Recipe, DiffusionRecipe)
+_Kind = TypeVar("_Kind", Recipe, DiffusionRecipe, EndToEndRecipe)
 
 
 def _validate(tree: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:

@@ -180,11 +180,29 @@ class DiffusionNetwork(ModelMixin, ConfigMixin):
         out.tokens = {block: out.tokens[block] for block in blocks}
         return out
 
+    def project(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The projector's output (B, T, d_enc) alone: no block after the one that it reads is run.
+
+        Arguments as for :meth:`forward`, of a network that has a projector and diffuses no class token.
+        """
+        self._check(x, t, None, ())
+        at = self.settings.projector.block
+        tokens = self.predict(x, t, labels, class_token=None, blocks={at}, until=at).tokens[at]
+        projected: Tensor = self.projector(tokens)
+        return projected
+
     @abstractmethod
     def predict(
-        self, x: Tensor, t: Tensor, labels: Tensor | None, *, class_token: Tensor | None, blocks: set[int]
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        *,
+        class_token: Tensor | None,
+        blocks: set[int],
+        until: int | None = None,
     ) -> NetworkOutput:
-        """:meth:`forward` without checks and without the projector."""
+        """:meth:`forward` without checks and without the projector; ``until``: the last block to run."""
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block by itself: quick, since blocks are alike, and with nothing between to break."""

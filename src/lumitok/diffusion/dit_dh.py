@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F

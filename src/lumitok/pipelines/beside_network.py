@@ -9,7 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lumitok.config import DiffusionRecipe, SamplingConfig, first_fault, load_diffusion_recipe
+from lumitok.config import (
+    DiffusionRecipe,
+    EndToEndRecipe,
+    SamplingConfig,
+    first_fault,
+    load_any,
+    load_diffusion_recipe,
+)
 from lumitok.diffusion import DiffusionNetwork
 from lumitok.errors import LumitokError
 from lumitok.tokenizers import Tokenizer
@@ -44,9 +51,14 @@ def sampling_beside(beside: Path | None, recipe: DiffusionRecipe | None) -> Samp
 
 
 def recipe_beside(beside: Path | None) -> DiffusionRecipe | None:
-    """The recipe of the run or the checkpoint, where there is one."""
+    """The recipe of the run or the checkpoint, if there is one; of an end-to-end run the network's side."""
     path = None if beside is None else beside / "recipe.yaml"
-    return load_diffusion_recipe(str(path)) if path is not None and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    recipe = load_any(str(path))
+    if isinstance(recipe, EndToEndRecipe):
+        return recipe.diffusion(tokenizer=str(path.parent / "tokenizer"))
+    return load_diffusion_recipe(str(path))
 
 
 def tokenizer_beside(beside: Path | None, recipe: DiffusionRecipe | None) -> Tokenizer:

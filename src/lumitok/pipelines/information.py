@@ -125,8 +125,8 @@ def _configs(name: str) -> tuple[ModelConfig, Recipe | None]:
     folder = find_tokenizer(name)
     model = model_of(folder / "config.json")
     beside = folder.parent / "recipe.yaml"  # A tokenizer copied elsewhere has lost its recipe.
-    recipe = load_any(str(beside)) if beside.is_file() else None
-    return model, recipe if isinstance(recipe, Recipe) else None
+    found = load_any(str(beside)) if beside.is_file() else None
+    return model, found if isinstance(found, Recipe) else None
 
 
 def model_of(path: Path) -> ModelConfig:

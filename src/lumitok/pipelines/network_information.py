@@ -105,4 +105,4 @@ def _gmacs(network: DiffusionNetwork) -> float:
     token = torch.empty(1, network.class_channels, device="meta") if network.class_channels else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x, t, labels, class_token=token)
-    return counter.get_total_flops() / 2 / 1e9
+    return float(counter.get_total_flops() / 2 / 1e9)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lumitok.config import LossConfig, Recipe
+from lumitok.config import LossConfig, PictureRecipe
 from lumitok.foundation import frozen_prefixes
 from lumitok.losses.adversarial import (
     hinge_discriminator,
@@ -56,7 +56,7 @@ class Discriminators(nn.Module):
         self.patch = patch
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Discriminators | None:
+    def of(cls, recipe: PictureRecipe) -> Discriminators | None:
         """Build those that a stage of the recipe uses; None where no stage uses one."""
         foundation = patch = None
         if recipe.discriminator is not None and any(stage.losses.gan > 0 for stage in recipe.stages):

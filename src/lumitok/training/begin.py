@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration
 
-from lumitok.config import DiffusionRecipe, DiffusionTrainingConfig, Recipe, Section, TrainingConfig, load_any
+from lumitok.config import AnyRecipe, DiffusionTrainingConfig, Section, TrainingConfig, load_any
 from lumitok.errors import LumitokError
 from lumitok.training.checkpoint import checkpoints
 from lumitok.training.memory import keep_freed_memory
@@ -60,9 +60,7 @@ def start_trackers(accelerator: Accelerator, tracker: str) -> None:
         accelerator.init_trackers("log" if tracker == "tensorboard" else "lumitok")
 
 
-def take_up(
-    folder: Path, recipe: Recipe | DiffusionRecipe, resume: bool, changeable: Changeable
-) -> tuple[Path | None, str]:
+def take_up(folder: Path, recipe: AnyRecipe, resume: bool, changeable: Changeable) -> tuple[Path | None, str]:
     """Find the checkpoint to go on from, see that it belongs to this recipe, and say what was changed."""
     found = checkpoints(folder)
     if not found:
@@ -84,7 +82,7 @@ def take_up(
     return found[-1], _mended(saved, recipe, changeable)
 
 
-def _fixed(recipe: Recipe | DiffusionRecipe, section: str, changeable: Changeable) -> Any:
+def _fixed(recipe: AnyRecipe, section: str, changeable: Changeable) -> Any:
     """What of a section may not change when a run is taken up."""
     value = getattr(recipe, section)
     left_out = changeable.free.get(section, set()) | changeable.mended.get(section, set())

@@ -17,7 +17,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ def is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(sign in str(error) for sign in ("No space left", "File too large", "quota"))
+
+
+@contextmanager
+def room_is_told(run: Path) -> Iterator[None]:
+    """Turn a full disk, whatever was written, into a LumitokError that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise LumitokError(
+            f"the disk of {run} is full; the checkpoints in it are whole. Make room, then go on with --resume"
+        ) from error
 
 
 def _cannot_write(run: Path, step: int, error: Exception) -> str:

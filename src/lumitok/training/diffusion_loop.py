@@ -9,23 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import AdamW
 
-from lumitok.config import DiffusionRecipe, DiffusionStageConfig, save_recipe
+from lumitok.config import DiffusionRecipe, DiffusionStageConfig, SamplesConfig, save_recipe
 from lumitok.data.latent_batches import LatentBatch, LatentBatches
+from lumitok.data.latents import LatentOrigin
+from lumitok.diffusion.base import DiffusionNetwork
 from lumitok.diffusion.sampling import sample
-from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.foundation import trained_state
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.checkpoint import (
-    is_full,
     load_optimizer_tensors,
     load_tensors,
     optimizer_tensors,
     remove_old,
+    room_is_told,
     save_identity,
     save_place,
     save_tensors,
@@ -54,15 +55,8 @@ def train_diffusion(recipe: DiffusionRecipe, resume: bool = False) -> Path:
         SystemExit: the run was interrupted and saved; the code is 128 plus the signal's number.
     """
     run = start_diffusion(recipe, resume)
-    try:
+    with room_is_told(run.folder):
         _train(run)
-    except (OSError, SafetensorError) as error:
-        if not is_full(error):
-            raise
-        raise LumitokError(
-            f"the disk of {run.folder} is full; the checkpoints in it are whole. Make room, then go on with "
-            "--resume"
-        ) from error
     return run.folder
 
 
@@ -189,7 +183,7 @@ def _enter(run: DiffusionRun, stage: DiffusionStageConfig) -> DiffusionState:
         if name.startswith("projector."):
             parameter.requires_grad_(stage.losses.alignment > 0)
     run.network.train()
-    if _compiles(run):
+    if compiles(run.recipe.training.compile, accelerator):
         run.network.compile_blocks()
     parameters = [p for p in run.network.parameters() if p.requires_grad]
     optimizer = AdamW(parameters, lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True)
@@ -211,9 +205,9 @@ def _enter(run: DiffusionRun, stage: DiffusionStageConfig) -> DiffusionState:
     return state
 
 
-def _compiles(run: DiffusionRun) -> bool:
-    wanted = run.recipe.training.compile
-    return wanted == "on" or (wanted == "auto" and run.accelerator.device.type == "cuda")
+def compiles(wanted: str, accelerator: Accelerator) -> bool:
+    """Whether ``training.compile`` asks for the network's blocks to be compiled."""
+    return wanted == "on" or (wanted == "auto" and accelerator.device.type == "cuda")
 
 
 def _batches(run: DiffusionRun, stage: DiffusionStageConfig) -> LatentBatches:
@@ -236,18 +230,29 @@ def _draw_samples(run: DiffusionRun, tokenizer: Tokenizer, journal: Journal) -> 
     """A sheet of samples from the averaged weights, always of the same noise and classes."""
     if not run.accelerator.is_main_process:
         return
-    wanted = run.recipe.samples
-    classes = len(run.store.classes) if run.network.null_label else 0
+    with run.ema.applied(), run.accelerator.autocast():
+        drawn = sample_pictures(run.network, tokenizer, run.origin, run.recipe.samples)
+    journal.samples(run.place, *drawn)
+
+
+@torch.no_grad()
+def sample_pictures(
+    network: DiffusionNetwork, tokenizer: Tokenizer, origin: LatentOrigin, wanted: SamplesConfig
+) -> tuple[Tensor, list[str]]:
+    """Draw what a recipe's ``samples`` asks for: pictures, uint8 (N, 3, H, W), and their classes' names.
+
+    The network is left in training mode.
+    """
+    classes = len(origin.classes) if network.null_label else 0
     labels = wanted.classes or [index * classes // wanted.count for index in range(wanted.count)]
     labels = [labels[index % len(labels)] for index in range(wanted.count)]
     seeds = [derive_seed(wanted.seed, index) for index in range(wanted.count)]
-    with run.ema.applied(), torch.no_grad(), run.accelerator.autocast():
-        run.network.eval()
-        z = sample(run.network, labels if classes else None, seeds, wanted.sampling)
-        pictures: Tensor = tokenizer.decode(run.store.spec.unwhiten(z)).sample
-        run.network.train()
-    names = [run.store.classes[label] for label in labels] if classes else []
-    journal.samples(run.place, to_uint8(pictures.float()).cpu(), names)
+    network.eval()
+    z = sample(network, labels if classes else None, seeds, wanted.sampling)
+    network.train()
+    pictures: Tensor = tokenizer.decode(origin.spec.unwhiten(z)).sample
+    names = [origin.classes[label] for label in labels] if classes else []
+    return to_uint8(pictures.float()).cpu(), names
 
 
 def _save(run: DiffusionRun, state: DiffusionState) -> None:

@@ -33,6 +33,8 @@ class LatentPart:
     pixels: Tensor | None
     """The same pictures, mirrored alike: (b, 3, H, W) in [0, 1]; only where an encoder must see them."""
     draws: StepDraws
+    targets: Tensor | None = None
+    """The encoder's tokens (b, T, d), where they are known already."""
 
 
 @dataclass
@@ -150,9 +152,9 @@ def diffusion_step(state: DiffusionState, parts: Sequence[LatentPart]) -> None:
 def _forward(state: DiffusionState, part: LatentPart) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
     config, network = state.config, state.network
     drawn = draw(part, config, network)
-    targets = token = None
+    targets, token = part.targets, None
     with state.accelerator.autocast():
-        if state.encoder is not None:
+        if state.encoder is not None and targets is None:
             assert part.pixels is not None
             with_class = network.class_channels > 0
             targets = alignment_targets(state.encoder, part.pixels, class_token=with_class)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average of a module's trainable parameters, held as a plain dictionary of float32 tensors.
+    """Average of a module's parameters (or buffers) by name, held as a plain dictionary of float32 tensors.
 
     The weight of the past after a step of n images is 0.5 ** (n / h) with h = min(half_life,
     ramp * images seen), so that early averages follow quickly (EDM2's and StyleGAN's rule). With ``most``
@@ -33,7 +33,7 @@ class EMA:
     ) -> None:
         self.half_life, self.ramp, self.most, self.ramped = half_life, ramp, most, ramped
         self.steps = 0
-        parameters = dict(module.named_parameters())
+        parameters: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.parameters = {name: parameters[name] for name in names}
         self.average = {name: p.detach().clone().float() for name, p in self.parameters.items()}
 

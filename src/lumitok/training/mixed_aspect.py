@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lumitok.config import Recipe
+from lumitok.config import PictureRecipe
 from lumitok.data import BadPicture, Pictures, UnreadableError
 from lumitok.data.bad_pictures import listing
 from lumitok.data.buckets import Buckets, Size, assign, check_sizes, default_sizes, read_sizes
@@ -31,7 +31,7 @@ SIZES = "picture-sizes.safetensors"
 
 
 def training_sizes(
-    recipe: Recipe, tokenizer: Tokenizer, objectives: Sequence[GeneratorObjective]
+    recipe: PictureRecipe, tokenizer: Tokenizer, objectives: Sequence[GeneratorObjective]
 ) -> list[Size]:
     """Sizes, height and width, of the pictures that a recipe trains on.
 

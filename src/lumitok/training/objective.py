@@ -62,7 +62,7 @@ class GeneratorObjective(nn.Module):
         kept: tuple[Tensor, Tensor] | None,
         images_seen: int,
         tokenizer: Tokenizer,
-        adversarial: Terms,
+        others: Terms,
         average: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and every term before weighting, detached, by its name in the log.
@@ -74,7 +74,7 @@ class GeneratorObjective(nn.Module):
             kept: features and latent of ``encoded`` as the stage's reference has them.
             images_seen: images seen so far in the whole run.
             tokenizer: whose parameters gradient norms are compared at.
-            adversarial: what the discriminators add; empty while they are off.
+            others: what other networks add: discriminators, a diffusion network; empty while there are none.
             average: mean of a tensor over the processes.
         """
         config = self.config
@@ -122,7 +122,7 @@ class GeneratorObjective(nn.Module):
             values["kl"] = divergence.detach()
             if config.kl > 0:
                 total = total + config.kl * divergence
-        for name, (factor, value) in adversarial.items():
+        for name, (factor, value) in others.items():
             values[name] = value.detach()
             if name == "patchgan" and config.patchgan_adaptive:
                 total = total + balanced(name, value, factor, tokenizer.last_parameter(), GAN_LIMIT)

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from lumitok.config import ModelConfig, Recipe, VFMVAEConfig, first_fault, load_recipe
+from lumitok.config import ModelConfig, PictureRecipe, VFMVAEConfig, first_fault, load_any
 from lumitok.config.models import block_count
 from lumitok.config.origin import read_model
 from lumitok.errors import LumitokError
@@ -47,7 +47,7 @@ class Origin:
     """Half a sentence, where the pictures have another size than they had."""
 
 
-def open_origin(recipe: Recipe) -> Origin:
+def open_origin(recipe: PictureRecipe) -> Origin:
     """Find what ``init`` names, and see that it is of the recipe's model.
 
     Raises:
@@ -182,7 +182,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _check_finished(run: Path, last: Path) -> None:
     """Raise where a run has stages or steps to go."""
-    stages, place = load_recipe(str(last / "recipe.yaml")).stages, load_place(last / "training")
+    stages, place = load_any(str(last / "recipe.yaml")).stages, load_place(last / "training")
     steps = [stage.images // stage.batch_size for stage in stages]
     if place.step < sum(steps):
         raise LumitokError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
-from lumitok.config import Recipe, save_recipe
+from lumitok.config import PictureRecipe, Recipe, save_recipe
 from lumitok.data import BadPictures, Buckets, Pictures, open_pictures, split_holdout
 from lumitok.errors import LumitokError
 from lumitok.foundation import frozen_encoders
@@ -46,11 +46,21 @@ CHANGEABLE = Changeable(
 BAD_PICTURES = "bad-pictures.jsonl"
 
 
+class OpenedData(NamedTuple):
+    """A recipe's pictures."""
+
+    pictures: Pictures
+    held_out: dict[str, Pictures]
+    """By name; not trained on."""
+    listed: int
+    """How many the training folder lists."""
+
+
 @dataclass
 class Run:
     """All that outlives a stage."""
 
-    recipe: Recipe
+    recipe: PictureRecipe
     folder: Path
     accelerator: Accelerator
     tokenizer: Tokenizer
@@ -82,9 +92,43 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
     folder = Path(recipe.out or f"runs/{recipe.name}")
     accelerator = start_accelerator(training, folder)
     taken_up, mended = take_up(folder, recipe, resume, CHANGEABLE)
+    run = build_run(recipe, accelerator, taken_up, mended, resume=resume)
+    announce(run)
+    return run
+
+
+def announce(run: Run) -> None:
+    """Write the resolved recipe into the run's folder, and open the tracker."""
+    if run.accelerator.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(run.recipe, run.folder / "recipe.yaml")
+    start_trackers(run.accelerator, run.recipe.training.tracker)
+
+
+def build_run(
+    recipe: PictureRecipe,
+    accelerator: Accelerator,
+    taken_up: Path | None,
+    mended: str,
+    *,
+    resume: bool,
+    data: OpenedData | None = None,
+) -> Run:
+    """Build the tokenizer's side of a run, and put it where the run begins or is taken up.
+
+    Args:
+        recipe: what to train.
+        accelerator: the run's.
+        taken_up: the checkpoint to go on from, if any.
+        mended: half a sentence on what was changed since.
+        resume: whether going on was asked for.
+        data: the recipe's pictures, where they are open already.
+    """
+    training = recipe.training
+    folder = Path(recipe.out or f"runs/{recipe.name}")
     _check_batches(recipe, accelerator.num_processes)
     origin = open_origin(recipe) if recipe.init and taken_up is None else None
-    pictures, held_out, listed = _open_data(recipe)
+    pictures, held_out, listed = data or open_data(recipe)
     torch.manual_seed(derive_seed(training.seed))
     # An encoder that is trained lies in the checkpoint, so its pretrained weights need not be at hand.
     given = recipe.model.type == "aligntok" and (origin is not None or taken_up is not None)
@@ -143,10 +187,6 @@ def start_run(recipe: Recipe, resume: bool) -> Run:
     rank = accelerator.process_index
     main = accelerator.is_main_process
     bad = BadPictures(listed, recipe.data.bad_share, folder / BAD_PICTURES, write=main)
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, folder / "recipe.yaml")
-    start_trackers(accelerator, training.tracker)
     return Run(
         recipe=recipe,
         folder=folder,
@@ -181,7 +221,7 @@ def _identity(
     return found
 
 
-def _check_batches(recipe: Recipe, world: int) -> None:
+def _check_batches(recipe: PictureRecipe, world: int) -> None:
     """See that every stage's batch divides as it must."""
     parts = recipe.training.accumulation
     for stage in recipe.stages:
@@ -202,7 +242,7 @@ def _check_batches(recipe: Recipe, world: int) -> None:
             )
 
 
-def _check_transforms(recipe: Recipe, tokenizer: Tokenizer, sides: set[int]) -> None:
+def _check_transforms(recipe: PictureRecipe, tokenizer: Tokenizer, sides: set[int]) -> None:
     """See that every drawn size is one that the tokenizer can take, whatever side pictures have."""
     for stage in recipe.stages:
         if stage.equivariance is None:
@@ -212,7 +252,9 @@ def _check_transforms(recipe: Recipe, tokenizer: Tokenizer, sides: set[int]) -> 
             check_equivariance(stage.equivariance, side, tokenizer.encoded_multiple, latent)
 
 
-def _check_alignment(recipe: Recipe, tokenizer: Tokenizer, objectives: list[GeneratorObjective]) -> None:
+def _check_alignment(
+    recipe: PictureRecipe, tokenizer: Tokenizer, objectives: list[GeneratorObjective]
+) -> None:
     """See that the VF head is as wide as the encoder that each stage compares with."""
     head = getattr(tokenizer, "vf_head", None)
     for stage, objective in zip(recipe.stages, objectives, strict=True):
@@ -225,8 +267,8 @@ def _check_alignment(recipe: Recipe, tokenizer: Tokenizer, objectives: list[Gene
             )
 
 
-def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures], int]:
-    """Pictures to train on, those held out by name, and how many the training folder lists."""
+def open_data(recipe: PictureRecipe) -> OpenedData:
+    """Open a recipe's pictures."""
     data = recipe.data
     if not data.train:
         raise LumitokError("this recipe names no pictures; add data.train=FOLDER_OR_ZIP")
@@ -240,4 +282,4 @@ def _open_data(recipe: Recipe) -> tuple[Pictures, dict[str, Pictures], int]:
     elif data.holdout:
         pictures, rest = split_holdout(pictures, data.holdout, data.holdout_seed)
         held_out = {"": rest}
-    return pictures, held_out, listed
+    return OpenedData(pictures, held_out, listed)

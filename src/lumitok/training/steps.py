@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -33,6 +33,8 @@ class Part:
     pictures: Tensor
     """(b, 3, H, W) in [-1, 1]."""
     draws: StepDraws
+    labels: Tensor | None = None
+    """(b,), for a network that is trained beside the tokenizer."""
 
 
 @dataclass
@@ -50,6 +52,8 @@ class StageState:
     guard: Guard
     reference: SemanticReference | None = None
     """What the preservation loss holds the latent near."""
+    beside: Callable[[Part, TokenizerOutput], Terms] | None = None
+    """What a network that is trained beside adds to the tokenizer's objective."""
     discriminators: Discriminators | None = None
     wrapped_discriminators: nn.Module | None = None
     discriminator_parameters: list[nn.Parameter] = field(default_factory=list)
@@ -140,6 +144,9 @@ def generator_step(
             output = reconstruct(state, part, equivariance) if shared is None else shared
             encoded, target = encoded_and_target(part, equivariance)
             with state.accelerator.autocast():
+                others = {} if state.beside is None else state.beside(part, output)
+                if adversarial:
+                    others = _fool(state, part, output.sample, target) | others
                 total, terms = state.objective(
                     output,
                     target,
@@ -147,7 +154,7 @@ def generator_step(
                     kept=None if state.reference is None else state.reference(encoded),
                     images_seen=images_seen,
                     tokenizer=state.tokenizer,
-                    adversarial=_fool(state, part, output.sample, target) if adversarial else {},
+                    others=others,
                     average=lambda gradient: state.accelerator.reduce(gradient, reduction="mean"),
                 )
             state.accelerator.backward(total / len(parts))

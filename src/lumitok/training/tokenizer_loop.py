@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lumitok.config import Recipe, StageConfig, save_recipe
@@ -21,12 +21,12 @@ from lumitok.foundation import trained_state
 from lumitok.tokenizers import AlignTok
 from lumitok.training.checkpoint import (
     Best,
-    is_full,
     load_optimizer_tensors,
     load_tensors,
     load_trained_state,
     optimizer_tensors,
     remove_old,
+    room_is_told,
     save_best,
     save_identity,
     save_place,
@@ -69,16 +69,11 @@ def train(recipe: Recipe, resume: bool = False) -> Path:
             unreadable pictures, a full disk.
         SystemExit: the run was interrupted and saved; the code is 128 plus the signal's number.
     """
+    if not isinstance(recipe, Recipe):
+        raise LumitokError(f"train() trains tokenizers, and this is a {type(recipe).__name__}")
     run = start_run(recipe, resume)
-    try:
+    with room_is_told(run.folder):
         _train(run)
-    except (OSError, SafetensorError) as error:
-        if not is_full(error):
-            raise
-        raise LumitokError(
-            f"the disk of {run.folder} is full; the checkpoints in it are whole. Make room, then go on with "
-            "--resume"
-        ) from error
     return run.folder
 
 
@@ -89,8 +84,8 @@ def _train(run: Run) -> None:
         Interruption() as interruption,
         Journal(run.folder, run.accelerator, run.place, sum(steps)) as journal,
     ):
-        _introduce(run, journal)
-        _note_bad(run, journal, run.pictures.unreadable)
+        introduce(run, journal)
+        note_bad(run, journal, run.pictures.unreadable)
         for index in range(run.place.stage, len(recipe.stages)):
             if index > run.place.stage:
                 run.place = replace(run.place, stage=index, stage_step=0, sums={})
@@ -101,12 +96,13 @@ def _train(run: Run) -> None:
 def _train_stage(
     run: Run, journal: Journal, interruption: Interruption, stage: StageConfig, steps: int
 ) -> None:
-    state = _enter(run, stage)
-    batches = iter(_batches(run, stage))
+    state = enter_stage(run, stage)
+    batches = iter(stage_batches(run, stage))
+    save = partial(_save, run, state)
     while run.place.stage_step < steps:
         place = run.place
         set_learning_rate(state, learning_rate_factor(stage, place.stage_step, steps))
-        parts = _next_parts(run, journal, batches)
+        parts = next_parts(run, journal, batches)
         train_step(state, parts, place.images)
         seen = place.images + stage.batch_size
         run.ema.update(seen, stage.batch_size)
@@ -118,20 +114,18 @@ def _train_stage(
             images=seen,
         )
         journal.advance(run.place, stage.name)
-        _report(run, journal, state, last=run.place.stage_step == steps)
-        leave_if_asked(
-            run.accelerator, journal, interruption, run.place, lambda: _save(run, state, improved=False)
-        )
+        report(run, journal, state, save, last=run.place.stage_step == steps)
+        leave_if_asked(run.accelerator, journal, interruption, run.place, lambda: save(False))
 
 
-def _next_parts(run: Run, journal: Journal, batches: Iterator[Batch]) -> list[Part]:
+def next_parts(run: Run, journal: Journal, batches: Iterator[Batch]) -> list[Part]:
     """This process's share of the next step's batch, part by part."""
     training, accelerator, place = run.recipe.training, run.accelerator, run.place
     stage = place.stages_before + place.stage
     # Draws follow from the place alone, so a resumed run repeats what it would have drawn.
     seed_step(training.seed, stage, place.stage_step, accelerator.process_index)
     loaded = [next(batches) for _ in range(training.accumulation)]
-    _note_bad(run, journal, [picture for batch in loaded for picture in batch.bad])
+    note_bad(run, journal, [picture for batch in loaded for picture in batch.bad])
     names = [run.pictures.names[i] for batch in loaded for i in batch.indices.tolist()]
     run.guard.watch(place.step + 1, [batch.pixels for batch in loaded], names)
     parts = []
@@ -139,12 +133,16 @@ def _next_parts(run: Run, journal: Journal, batches: Iterator[Batch]) -> list[Pa
         count = len(batch.pixels)
         first = (index * accelerator.num_processes + accelerator.process_index) * count
         draws = StepDraws(training.seed, stage, place.stage_step, first, count)
-        parts.append(Part(to_pictures(batch.pixels, accelerator.device), draws))
+        labels = batch.labels.to(accelerator.device)
+        parts.append(Part(to_pictures(batch.pixels, accelerator.device), draws, labels))
     return parts
 
 
-def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
-    """Log, draw, measure and save as often as the recipe asks, and at the end of a stage."""
+def report(run: Run, journal: Journal, state: StageState, save: Callable[[bool], None], last: bool) -> None:
+    """Log, draw, measure and save as often as the recipe asks, and at the end of a stage.
+
+    ``save`` is told whether the held-out pictures came out better than ever.
+    """
     training, step, name = run.recipe.training, run.place.step, state.config.name
 
     def due(every: int) -> bool:
@@ -162,10 +160,10 @@ def _report(run: Run, journal: Journal, state: StageState, last: bool) -> None:
         if run.held_out and due(training.validate_every):
             improved = _measure(run, journal, state.config)
         if improved or due(training.checkpoint_every):
-            _save(run, state, improved)
+            save(improved)
 
 
-def _note_bad(run: Run, journal: Journal, found: list[BadPicture]) -> None:
+def note_bad(run: Run, journal: Journal, found: list[BadPicture]) -> None:
     """Write down pictures that could not be read, on any process; stop where they are too many."""
     accelerator = run.accelerator
     if accelerator.num_processes > 1:
@@ -177,7 +175,8 @@ def _note_bad(run: Run, journal: Journal, found: list[BadPicture]) -> None:
         journal.say(f"left out {picture.name!r}: {picture.reason} ({len(run.bad)} of {run.bad.total})")
 
 
-def _introduce(run: Run, journal: Journal) -> None:
+def introduce(run: Run, journal: Journal) -> None:
+    """Say what is trained, on what, and from where."""
     counts = sum(run.tokenizer.parts().values())
     left_out = ", ".join(f"{count} left out: {reason}" for reason, count in run.pictures.left_out.items())
     held_out = sum(len(p) for p in run.held_out.values())
@@ -197,7 +196,7 @@ def _introduce(run: Run, journal: Journal) -> None:
 # A stage
 
 
-def _enter(run: Run, stage: StageConfig) -> StageState:
+def enter_stage(run: Run, stage: StageConfig) -> StageState:
     """Set the networks up for a stage: what is trained, new optimizers, or those of the checkpoint."""
     accelerator = run.accelerator
     accelerator.free_memory()
@@ -249,7 +248,8 @@ def _reference(run: Run, stage: StageConfig) -> SemanticReference | None:
     return reference
 
 
-def _batches(run: Run, stage: StageConfig) -> TrainingBatches:
+def stage_batches(run: Run, stage: StageConfig) -> TrainingBatches:
+    """The pictures of a stage from the run's place on."""
     training, world, place = run.recipe.training, run.accelerator.num_processes, run.place
     share = stage.batch_size // (training.accumulation * world)
     return TrainingBatches(
@@ -267,7 +267,7 @@ def _batches(run: Run, stage: StageConfig) -> TrainingBatches:
 
 
 @contextlib.contextmanager
-def _averaged(run: Run):  # type: ignore[no-untyped-def]
+def averaged(run: Run):  # type: ignore[no-untyped-def]
     """The tokenizer with averaged weights, in eval mode."""
     with run.ema.applied():
         run.tokenizer.eval()
@@ -282,7 +282,7 @@ def _draw(run: Run, journal: Journal) -> None:
     pixels = example_pictures(run.held_out, run.recipe.model.image_size, GRID_PICTURES)
     if not len(pixels):
         return
-    with _averaged(run) as tokenizer, torch.no_grad(), run.accelerator.autocast():
+    with averaged(run) as tokenizer, torch.no_grad(), run.accelerator.autocast():
         output: Tensor = tokenizer.reconstruct(to_pictures(pixels, run.accelerator.device))
     journal.examples(run.place, pixels, to_uint8(output).cpu())
 
@@ -293,7 +293,7 @@ def _measure(run: Run, journal: Journal, stage: StageConfig) -> bool:
     values: dict[str, float] = {}
     scores: list[float] = []
     distances = {name: d for objective in run.objectives for name, d in objective.distances().items()}
-    with _averaged(run) as tokenizer, run.accelerator.autocast():
+    with averaged(run) as tokenizer, run.accelerator.autocast():
         for name, pictures in run.held_out.items():
             found, bad = held_out_quality(
                 tokenizer,
@@ -325,14 +325,15 @@ def _save(run: Run, state: StageState, improved: bool) -> None:
     """Write a checkpoint: the averaged tokenizer to use, and all that is needed to go on."""
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
-        write_checkpoint(run.folder, run.place.step, lambda folder: _fill(run, state, folder))
+        write_checkpoint(run.folder, run.place.step, lambda folder: fill_checkpoint(run, state, folder))
         if improved and run.best is not None:
             save_best(run.folder, run.best)
         remove_old(run.folder, run.recipe.training.keep)
     run.accelerator.wait_for_everyone()
 
 
-def _fill(run: Run, state: StageState, folder: Path) -> None:
+def fill_checkpoint(run: Run, state: StageState, folder: Path) -> None:
+    """Write all of a tokenizer's run into a checkpoint's folder."""
     training = folder / "training"
     run.tokenizer.provenance = provenance_of(run)
     with run.ema.applied():
@@ -356,7 +357,7 @@ def _finish(run: Run, journal: Journal) -> None:
     """Measure the latent's statistics on the averaged weights and write the final tokenizer."""
     training = run.recipe.training
     if run.accelerator.is_main_process:
-        with _averaged(run) as tokenizer, run.accelerator.autocast():
+        with averaged(run) as tokenizer, run.accelerator.autocast():
             mean, std, count = measure_latents(
                 tokenizer,
                 run.pictures,
