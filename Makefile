@@ -17,7 +17,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.12 make ... chooses the Python (3.11 or newer); now: $(PYTHON)"
 
-demo: $(READY) ## Train small tokenizers on this machine and write a report; SHORT=1: all its steps, cut short
+demo: $(READY) ## Train small tokenizers and a diffusion network here, write a report; SHORT=1: all its steps, cut short
 	$(BIN)/lumitok demo $(if $(filter-out 0,$(SHORT)),--fast)
 
 test: $(READY) ## Run the tests; ARGS="-k config -x" passes arguments to pytest

@@ -104,10 +104,13 @@ def test_other_files_are_refused(content: dict[str, Any], said: str, tmp_path: P
 
 
 def test_sizes_that_no_config_has_are_refused(state: dict[str, Tensor]) -> None:
-    three = {key: value for key, value in state.items() if ".down.4." not in key and ".up.4." not in key}
-    three = {key: value for key, value in three.items() if ".down.3." not in key and ".up.3." not in key}
-    with pytest.raises(LumitokError, match="downsampling: input should be 8 or 16, not 4"):
-        read_settings(three)
+    two = {
+        key: value
+        for key, value in state.items()
+        if not any(f".{side}.{level}." in key for side in ("down", "up") for level in (2, 3, 4))
+    }
+    with pytest.raises(LumitokError, match="downsampling: input should be 4, 8 or 16, not 2"):
+        read_settings(two)
     odd = {k: v[:40] if k.startswith(("encoder.down.1.", "decoder.up.1.")) else v for k, v in state.items()}
     odd |= {k: torch.zeros(40) for k in odd if ".1.block.0.norm2" in k}
     wide = {k: torch.zeros(40, 3, 3, 3) if k == "encoder.conv_in.weight" else v for k, v in odd.items()}

@@ -79,6 +79,8 @@ def shrink(recipe: Recipe, pictures: Path, out: Path) -> Recipe:
         for key in ("feature_distance_encoder", "vf_encoder"):
             if stage["losses"][key] is not None:
                 stage["losses"][key] = tiny(stage["losses"][key])
+                if key == "vf_encoder" and stage["losses"][key]["name"] == "timm:test_efficientnet":
+                    model["vf_channels"] = 48  # Its channels are those of its layer, not ours to choose.
     tree["data"] |= {"train": str(pictures), "validation": str(pictures), "workers": 0, "min_side": 0}
     tree["data"]["holdout"] = 0
     tree["training"] |= {"accumulation": 1, "tracker": "none", "precision": "fp32"}

@@ -1,4 +1,4 @@
-"""The demo: pictures from pip packages, small tokenizers trained on them, and a report to look at.
+"""The demo: pictures from pip packages, small tokenizers and a diffusion network, and a report to look at.
 
 It is a list of steps, :data:`STEPS`. What each leaves behind lies in the demo's folder, where the steps after
 it find it, and where it is found again when the demo is run a second time.
@@ -19,6 +19,7 @@ from lumitok.config import Recipe, load_recipe
 from lumitok.data.demo_pictures import DemoPictures, make_demo_pictures
 from lumitok.errors import LumitokError
 from lumitok.evaluation.results import default_path
+from lumitok.pipelines.demo_diffusion import DemoDiffusion, draw_samples, encode_drawings, train_network
 from lumitok.pipelines.demo_report import PICTURE_SIDE, write_report
 from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
 from lumitok.training import train
@@ -26,6 +27,8 @@ from lumitok.training.checkpoint import checkpoints
 
 TOKENIZERS = {"VFM-VAE": "vfm-vae/demo", "AlignTok": "aligntok/demo"}
 """Recipes by the name that the report has for what they train; each has a folder of its own."""
+ENCODED = "VFM-VAE"
+"""The tokenizer whose latents the diffusion network is trained on."""
 METRICS = ("psnr", "ssim", "l1")
 PERCEPTUAL_ENCODER = "efficientnet-lite0"
 """Its weights come with pip, as the encoders' do; LPIPS and Inception would need a download."""
@@ -90,6 +93,11 @@ class Demo:
             f"data.validation={{drawings: '{drawings}', photos: '{photos}'}}",
         ]
         return load_recipe(name, changes + (FAST if self.fast else []))
+
+    @property
+    def diffusion(self) -> DemoDiffusion:
+        """What follows the tokenizers: latents, network and samples."""
+        return DemoDiffusion(self.out, self.pictures, self.run(TOKENIZERS[ENCODED]), ENCODED, self.fast)
 
     def shown(self) -> dict[str, Path]:
         """What is measured and shown, by its name: folders of finished runs, and of a stage's checkpoint."""
@@ -157,9 +165,30 @@ def train_run(demo: Demo, name: str) -> None:
             "folder with --out"
         )
     if (run / "tokenizer" / "config.json").is_file():
-        demo.console.print(f"{run} is trained already; remove {demo.out} to begin anew", highlight=False)
+        _tell_trained(demo, run)
     else:
         train(recipe, resume=True)
+
+
+def _tell_trained(demo: Demo, run: Path) -> None:
+    demo.console.print(f"{run} is trained already; remove {demo.out} to begin anew", highlight=False)
+
+
+def encode(demo: Demo) -> None:
+    """Encode the drawings with the chosen tokenizer."""
+    store = encode_drawings(demo.diffusion)
+    demo.console.print(f"{store.count} latents in {store.path}", highlight=False)
+
+
+def train_diffusion_network(demo: Demo) -> None:
+    """Train the diffusion network on the latents."""
+    if not train_network(demo.diffusion):
+        _tell_trained(demo, demo.diffusion.run)
+
+
+def draw(demo: Demo) -> None:
+    """Draw samples of each class."""
+    draw_samples(demo.diffusion)
 
 
 def measure(demo: Demo) -> None:
@@ -178,12 +207,15 @@ def measure(demo: Demo) -> None:
 
 def report(demo: Demo) -> None:
     """Write the report and its pictures as PNG files."""
-    write_report(demo.report, demo.shown(), demo.pictures)
+    write_report(demo.report, demo.shown(), demo.diffusion)
 
 
 STEPS = (
     Step("the pictures", draw_pictures),
     *(Step(f"training {name}", partial(train_run, name=recipe)) for name, recipe in TOKENIZERS.items()),
+    Step(f"encoding drawings with {ENCODED}", encode),
+    Step("training a diffusion network on their latents", train_diffusion_network),
+    Step("drawing samples", draw),
     Step("measuring on held-out pictures", measure),
     Step("the report", report),
 )

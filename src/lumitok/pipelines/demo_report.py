@@ -14,6 +14,8 @@ from lumitok import __version__
 from lumitok.data.demo_pictures import DemoPictures
 from lumitok.evaluation.pictures import grid, pyramid_sheet
 from lumitok.evaluation.report import Report
+from lumitok.pipelines.demo_diffusion import DemoDiffusion
+from lumitok.pipelines.demo_diffusion_report import add_samples
 from lumitok.pipelines.information import inform
 from lumitok.pipelines.report import PICTURES, Material, compose
 from lumitok.pipelines.report_album import Shown, make_album, read_examples
@@ -30,6 +32,7 @@ CREDITS = (
     "scikit-image; CREDITS.txt beside the pictures names their makers. Encoder: EfficientNet-Lite0, trained "
     "on ImageNet."
 )
+TITLE = "Two tokenizers and a diffusion network trained on this machine"
 SUBTITLE = (
     "VFM-VAE reads a frozen foundation encoder through a decoder made for it. AlignTok turns the encoder "
     "itself into the tokenizer's: in stage 1 it is frozen, and what it has left out of a picture cannot come "
@@ -38,16 +41,18 @@ SUBTITLE = (
 )
 
 
-def write_report(page: Path, shown: Mapping[str, Path], pictures: DemoPictures) -> None:
+def write_report(page: Path, shown: Mapping[str, Path], diffusion: DemoDiffusion) -> None:
     """Write the page, and beside it the sheets.
 
     Args:
         page: the HTML file.
         shown: by their names: folders of finished runs that were measured, and of such checkpoints.
-        pictures: those of the demo.
+        diffusion: the network trained on the latents of one of them, and its samples.
     """
+    pictures = diffusion.pictures
     material = _gather(shown, [pictures.held_out_drawings, pictures.held_out_photos])
-    report = compose(material, title="Two tokenizers trained on this machine", subtitle=SUBTITLE)
+    report = compose(material, title=TITLE, subtitle=SUBTITLE)
+    add_samples(report, diffusion)
     _add_demo(report, pictures)
     _write_sheets(page.parent, material)
     report.write(page)
