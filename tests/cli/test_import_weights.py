@@ -73,7 +73,8 @@ def test_all_faults_go_to_a_file(file: Path, tmp_path: Path, capsys: pytest.Capt
     [
         (
             ("vfm-vae", "vfmvae"),
-            "lumitok imports vfm-vae, diffusers, va-vae, lightningdit, sit, repa, reg, not 'vfmvae'; did you mean 'vfm-vae'?",
+            "lumitok imports vfm-vae, diffusers, va-vae, lightningdit, sit, repa, reg, not 'vfmvae'; did you "
+            "mean 'vfm-vae'?",
         ),
         (("0,1,-1", "first"), "--layers are whole numbers such as 0,12,-1, not 'first'"),
     ],

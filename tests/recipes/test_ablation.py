@@ -224,8 +224,8 @@ def test_a_model_without_a_type_is_vfm_vae(own: str, tmp_path: Path) -> None:
         ("model.encoder={}", "the key 'model.encoder.name' is missing"),
         (
             "model.type=frozen-lmd",
-            "model.type: there is no 'frozen-lmd', only vfm-vae, frozen-ldm, aligntok, ldm, rae; did you mean "
-            "'frozen-ldm'?",
+            "model.type: there is no 'frozen-lmd', only vfm-vae, frozen-ldm, aligntok, ldm, rae; did you "
+            "mean 'frozen-ldm'?",
         ),
         ("model.type=[1]", "model.type: there is no '[1]', only vfm-vae, frozen-ldm, aligntok, ldm"),
         ("model=3", "model: input should be a section with keys and values, not 3"),

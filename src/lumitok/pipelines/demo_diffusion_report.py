@@ -155,7 +155,7 @@ def _pixels(source: PictureSource, places: list[int]) -> Tensor:
 
 def _share(found: Neighbours, names: list[str], name: str) -> float:
     nearest = found.indices[:, 0].tolist()
-    return 100 * sum(names[index] == name for index in nearest) / len(nearest)
+    return float(100 * sum(names[index] == name for index in nearest) / len(nearest))
 
 
 def _facts(demo: DemoDiffusion, drawings: int) -> dict[str, str]:
