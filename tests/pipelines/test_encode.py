@@ -379,5 +379,6 @@ def test_two_processes_give_what_one_gives(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == [str(COUNT)] * 2
+    # Both processes write to one pipe, and a line of one may fall into the other's.
+    assert "".join(done.stdout.split()) == str(COUNT) * 2
     assert content(out) == content(whole.path)
