@@ -11,19 +11,19 @@ lumitok does not evaluate it there. Without a checkout lumitok is compared with 
 from __future__ import annotations
 
 import argparse
-import importlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from alternating import in_turn, print_table, put_first
+from alternating import in_turn, print_table
+from official_lightningdit import add_options, chosen_network, official_code
 from torch import Tensor, nn
 
-from lumitok.config.networks import LightningDiTConfig, SizeName
+from lumitok.config.networks import LightningDiTConfig
 from lumitok.config.sampling import SamplingConfig
 from lumitok.diffusion import build_network
 from lumitok.diffusion.sampling import sample
@@ -63,34 +63,15 @@ class Setting:
 
 def official(checkout: Path, eager: bool, setting: Setting) -> Callable[[], Tensor]:
     """Return the official sampler, as ``inference.py`` calls it."""
-    put_first(checkout)
-    network_code: Any = importlib.import_module("models.lightningdit")
-    transport_code: Any = importlib.import_module("transport")
-    if eager:
-        torch.compiler.set_stance("force_eager")
-    sizes, config, device = setting.network, setting.config, default_device()
-    network = network_code.LightningDiT(
-        input_size=sizes.input_size,
-        patch_size=sizes.patch,
-        in_channels=sizes.in_channels,
-        hidden_size=sizes.width,
-        depth=sizes.depth,
-        num_heads=sizes.heads,
-        num_classes=sizes.classes,
-        use_swiglu=True,
-        use_rope=True,
-        use_rmsnorm=True,
-    )
+    config, device = setting.config, default_device()
+    network, transport, transport_code = official_code(checkout, setting.network, eager)
     draw_all(network)
     torch.save({"ema": network.state_dict()}, setting.weights)
     network = network.to(device).eval()
-    transport = transport_code.create_transport(
-        "Linear", "velocity", None, None, None, use_cosine_loss=True, use_lognorm=True
-    )
     run = transport_code.Sampler(transport).sample_ode(
         sampling_method="euler", num_steps=config.steps + 1, timestep_shift=config.shift
     )
-    classes = torch.tensor(setting.labels + [sizes.classes] * setting.batch, device=device)
+    classes = torch.tensor(setting.labels + [setting.network.classes] * setting.batch, device=device)
     noise = setting.noise().to(device)
     low, _ = config.guidance_interval
 
@@ -155,22 +136,11 @@ def allowed(config: SamplingConfig) -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lightningdit", type=Path, help="a checkout of the official code")
-    parser.add_argument("--eager", action="store_true", help="do not let the official code compile")
-    parser.add_argument("--compile", action="store_true", help="let lumitok compile its blocks")
-    parser.add_argument("--size", choices=get_args(SizeName), default="B")
-    parser.add_argument("--depth", type=int, help="fewer blocks, for a quick look")
-    parser.add_argument("--width", type=int, help="narrower blocks of two heads, for a test")
+    add_options(parser, batch=2, rounds=3)
     parser.add_argument("--low", type=float, default=0.125, help="time from which it is guided")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args(arguments)
-    sizes = {"size": chosen.size, "depth": chosen.depth}
-    if chosen.width is not None:
-        sizes |= {"width": chosen.width, "heads": 2}
-    network = LightningDiTConfig.model_validate({k: v for k, v in sizes.items() if v is not None})
+    network = chosen_network(chosen)
     config = SamplingConfig(
         steps=chosen.steps,
         shift=0.3,

@@ -23,17 +23,18 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from alternating import in_turn, print_table, put_first
+from alternating import in_turn, print_table
+from official_lightningdit import add_options, chosen_network, official_code
 from torch import Tensor
 from torch.optim import AdamW
 
 from lumitok.config import DiffusionStageConfig
 from lumitok.config.diffusion import DiffusionLossConfig
-from lumitok.config.networks import LightningDiTConfig, SizeName
+from lumitok.config.networks import LightningDiTConfig
 from lumitok.diffusion import build_network
 from lumitok.training.diffusion_steps import DiffusionState, LatentPart, diffusion_step
 from lumitok.training.ema import EMA
@@ -70,30 +71,12 @@ class Setting:
 
 def official(checkout: Path, eager: bool, setting: Setting) -> Callable[[], float]:
     """Return the official step; it returns its loss."""
-    put_first(checkout)
-    network_code: Any = importlib.import_module("models.lightningdit")
-    transport_code: Any = importlib.import_module("transport")
-    update_ema = importlib.import_module("train").update_ema
-    if eager:
-        torch.compiler.set_stance("force_eager")
     torch.manual_seed(SEED)
-    accelerator, sizes = setting.accelerator(), setting.network
-    network = network_code.LightningDiT(
-        input_size=sizes.input_size,
-        patch_size=sizes.patch,
-        in_channels=sizes.in_channels,
-        hidden_size=sizes.width,
-        depth=sizes.depth,
-        num_heads=sizes.heads,
-        num_classes=sizes.classes,
-        use_swiglu=True,
-        use_rope=True,
-        use_rmsnorm=True,
-    ).to(accelerator.device)
+    accelerator = setting.accelerator()
+    network, transport, _ = official_code(checkout, setting.network, eager)
+    update_ema = importlib.import_module("train").update_ema
+    network = network.to(accelerator.device)
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    transport = transport_code.create_transport(
-        "Linear", "velocity", None, None, None, use_cosine_loss=True, use_lognorm=True
-    )
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0, betas=BETAS)
     update_ema(average, network, decay=0)
     network.train()
@@ -158,22 +141,11 @@ def _waited(step: Callable[[], float]) -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lightningdit", type=Path, help="a checkout of the official code")
-    parser.add_argument("--eager", action="store_true", help="do not let the official code compile")
-    parser.add_argument("--compile", action="store_true", help="let lumitok compile its blocks")
-    parser.add_argument("--size", choices=get_args(SizeName), default="B")
-    parser.add_argument("--depth", type=int, help="fewer blocks, for a quick look")
-    parser.add_argument("--width", type=int, help="narrower blocks of two heads, for a test")
-    parser.add_argument("--batch", type=int, default=8)
+    add_options(parser, batch=8, rounds=5)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--auto", action="store_true", help="lumitok chooses its own precision")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args(arguments)
-    sizes = {"size": chosen.size, "depth": chosen.depth}
-    if chosen.width is not None:
-        sizes |= {"width": chosen.width, "heads": 2}
-    network = LightningDiTConfig.model_validate({k: v for k, v in sizes.items() if v is not None})
+    network = chosen_network(chosen)
     setting = Setting(network, chosen.batch, chosen.precision == "bf16")
     ways: dict[str, Callable[[], Callable[[], Any]]] = {}
     if chosen.lightningdit is not None:

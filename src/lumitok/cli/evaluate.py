@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lumitok.cli.arguments import (
+    CropSize,
+    JudgeWeights,
+    LatentsTokenizer,
+    NetworkCheckpoint,
+    ReferencePictures,
+)
 from lumitok.cli.tables import console, table
 
 if TYPE_CHECKING:
@@ -129,12 +136,7 @@ def generation(
     samples: Annotated[
         Path, typer.Argument(metavar="SAMPLES", help="Folder, zip or npz (arr_0) of generated pictures.")
     ],
-    reference: Annotated[
-        Path,
-        typer.Option(
-            metavar="REF", help="Folder, zip or npz of real pictures, or ADM's reference statistics."
-        ),
-    ],
+    reference: ReferencePictures,
     encoder: Annotated[
         str,
         typer.Option(
@@ -143,12 +145,7 @@ def generation(
             "own name.",
         ),
     ] = "inception",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Its weights; by default from the cache, or fetched.", show_default=False
-        ),
-    ] = None,
+    weights: JudgeWeights = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,15 +161,7 @@ def generation(
             min=1, help="Judge so many samples, drawn with the seed; all by default.", show_default=False
         ),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="PX",
-            help="Centre-crop both sets to this side; by default as stored.",
-            show_default=False,
-        ),
-    ] = None,
+    size: CropSize = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     neighbours: Annotated[int, typer.Option(min=1, help="k of precision and recall.")] = 3,
@@ -388,22 +377,9 @@ def latents(
 
 @evaluate.command()
 def layers(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="Folder of a diffusion run, a checkpoint, a network or a saved pipeline, or a hub id.",
-        ),
-    ],
+    checkpoint: NetworkCheckpoint,
     data: Data,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="The tokenizer that made the latents; by default what the run's recipe names.",
-            show_default=False,
-        ),
-    ] = None,
+    tokenizer: LatentsTokenizer = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(

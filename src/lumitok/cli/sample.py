@@ -7,42 +7,28 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from lumitok.cli.arguments import (
+    Classes,
+    LatentsTokenizer,
+    NetworkCheckpoint,
+    PerClass,
+    Precision,
+    SampleBatchSize,
+    class_names,
+)
 from lumitok.cli.tables import console
 from lumitok.errors import LumitokError
 
 
 def sample(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="Folder of a diffusion run, a checkpoint, a network or a saved pipeline, or a hub id.",
-        ),
-    ],
+    checkpoint: NetworkCheckpoint,
     out: Annotated[Path, typer.Option(help="Folder to write to; gone on with where it holds such samples.")],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="The tokenizer that made the latents; by default what the run's recipe names.",
-            show_default=False,
-        ),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="3,7,NAME",
-            help="Classes by number or name, taken in turn; by default one drawn for each sample.",
-            show_default=False,
-        ),
-    ] = None,
+    tokenizer: LatentsTokenizer = None,
+    classes: Classes = None,
     count: Annotated[
         int | None, typer.Option(min=0, help="Samples; 16 by default.", show_default=False)
     ] = None,
-    per_class: Annotated[
-        int | None,
-        typer.Option(min=1, help="Exactly so many of each class, in place of --count.", show_default=False),
-    ] = None,
+    per_class: PerClass = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     steps: Annotated[
         int | None,
@@ -87,11 +73,8 @@ def sample(
         float | None,
         typer.Option(help="Below 1 the steps lie closer together near noise.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time in each process.")] = 32,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="bf16: autocast; auto: that where the device is fast in it."),
-    ] = "fp32",
+    batch_size: SampleBatchSize = 32,
+    precision: Precision = "fp32",
     npz: Annotated[
         Path | None,
         typer.Option(
@@ -134,7 +117,7 @@ def sample(
     report = sample_pictures(
         checkpoint,
         out,
-        Wanted(count, None if classes is None else [c.strip() for c in classes.split(",")], per_class, seed),
+        Wanted(count, class_names(classes), per_class, seed),
         tokenizer=tokenizer,
         sampling=changes,
         batch_size=batch_size,

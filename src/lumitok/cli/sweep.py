@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lumitok.cli.arguments import (
+    Classes,
+    CropSize,
+    JudgeWeights,
+    PerClass,
+    Precision,
+    ReferencePictures,
+    SampleBatchSize,
+    class_names,
+)
 from lumitok.cli.tables import console, table
 
 if TYPE_CHECKING:
@@ -30,28 +40,13 @@ def sweep(
             "combination is drawn, and the plot runs over the first that is a number.",
         ),
     ],
-    reference: Annotated[
-        Path,
-        typer.Option(
-            metavar="REF", help="Folder, zip or npz of real pictures, or ADM's reference statistics."
-        ),
-    ],
+    reference: ReferencePictures,
     out: Annotated[Path, typer.Option(help="Folder to write to; gone on with where it holds points.")],
     count: Annotated[
         int | None, typer.Option(min=2, help="Samples a point; 5,000 by default.", show_default=False)
     ] = None,
-    per_class: Annotated[
-        int | None,
-        typer.Option(min=1, help="Exactly so many of each class, in place of --count.", show_default=False),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="3,7,NAME",
-            help="Classes by number or name, taken in turn; by default one drawn for each sample.",
-            show_default=False,
-        ),
-    ] = None,
+    per_class: PerClass = None,
+    classes: Classes = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all samples and labels, the same at every point.")] = 0,
     setting: Annotated[
         list[str] | None,
@@ -70,12 +65,7 @@ def sweep(
             help="Network to judge by: inception (FID), or any encoder of `lumitok doctor` (FD-NAME).",
         ),
     ] = "inception",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Its weights; by default from the cache, or fetched.", show_default=False
-        ),
-    ] = None,
+    weights: JudgeWeights = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,15 +75,7 @@ def sweep(
             show_default=False,
         ),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="PX",
-            help="Centre-crop samples and reference to this side; by default as stored.",
-            show_default=False,
-        ),
-    ] = None,
+    size: CropSize = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -102,11 +84,8 @@ def sweep(
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time in each process.")] = 32,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="bf16: autocast; auto: that where the device is fast in it."),
-    ] = "fp32",
+    batch_size: SampleBatchSize = 32,
+    precision: Precision = "fp32",
     keep_samples: Annotated[
         bool, typer.Option(help="Keep each point's pictures, not only its sheet, once it is measured.")
     ] = True,
@@ -125,7 +104,7 @@ def sweep(
         out,
         count=count,
         per_class=per_class,
-        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        classes=class_names(classes),
         seed=seed,
         sampling=parse_settings(setting or ()),
         tokenizer=tokenizer,

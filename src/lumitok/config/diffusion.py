@@ -10,6 +10,7 @@ from lumitok.config.models import EncoderConfig
 from lumitok.config.networks import AnyNetwork
 from lumitok.config.sampling import SamplingConfig
 from lumitok.config.section import Section
+from lumitok.config.training import EngineConfig, check_batch
 
 
 class LatentDataConfig(Section):
@@ -108,34 +109,18 @@ class SamplesConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
 
 
-class DiffusionTrainingConfig(Section):
-    """The engine's settings."""
+class DiffusionTrainingConfig(EngineConfig):
+    """The engine's settings for a diffusion network."""
 
-    seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``auto``: bfloat16 autocast where the processor has fast bfloat16, else float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network's blocks with torch.compile; ``auto``: on a GPU."""
-    accumulation: int = Field(1, ge=1)
-    """Parts a step's batch is divided into, to save memory."""
     ema_decay: float | None = Field(0.9999, ge=0, lt=1)
     """Weight of the past in the average, every step. None: by ``ema_half_life`` and ``ema_ramp``."""
     ema_half_life: int = Field(2_000_000, gt=0)
-    """Images after which an old weight counts half in the average."""
-    ema_ramp: float = Field(0.05, gt=0)
-    """The half-life is at most this share of the images seen so far."""
     log_every: int = Field(100, gt=0)
-    """Steps between log lines."""
     checkpoint_every: int = Field(5000, ge=0)
-    """Steps between checkpoints; 0: only at the end."""
-    keep: int = Field(2, gt=0)
-    """Newest checkpoints kept."""
     keep_every: int = Field(0, ge=0)
     """Checkpoints at a multiple of so many steps are kept for good, to measure later; 0: none."""
-    skip_not_finite: int = Field(0, ge=0)
-    """Steps of a run whose loss or gradient may be infinite or not a number: their update is left out
-    and counted. One more stops the run."""
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
 
 class DiffusionRecipe(Section):
@@ -160,16 +145,7 @@ class DiffusionRecipe(Section):
     @model_validator(mode="after")
     def _check(self) -> DiffusionRecipe:
         for stage in self.stages:
-            if stage.images < stage.batch_size:
-                raise ValueError(
-                    f"stage '{stage.name}' has {stage.images} images for a batch of {stage.batch_size}, so "
-                    "not a single step; give more images or a smaller batch_size"
-                )
-            if stage.batch_size % self.training.accumulation:
-                raise ValueError(
-                    f"stage '{stage.name}': batch_size {stage.batch_size} is not a multiple of "
-                    f"training.accumulation {self.training.accumulation}"
-                )
+            check_batch(stage.name, stage.images, stage.batch_size, self.training.accumulation)
             if stage.losses.alignment > 0 and self.network.projector is None:
                 raise ValueError(
                     f"stage '{stage.name}' has an alignment loss; give network.projector (an empty section, "

@@ -14,6 +14,7 @@ from lumitok.config.training import (
     PatchDiscriminatorConfig,
     StageConfig,
     TrainingConfig,
+    check_batch,
 )
 
 
@@ -61,14 +62,5 @@ class PictureRecipe(Section):
                     f"stage '{stage.name}' has a preservation loss, which needs a tokenizer whose foundation "
                     f"encoder is trained: model.type aligntok, not {self.model.type}"
                 )
-            if stage.images < stage.batch_size:
-                raise ValueError(
-                    f"stage '{stage.name}' has {stage.images} images for a batch of {stage.batch_size}, so "
-                    "not a single step; give more images or a smaller batch_size"
-                )
-            if stage.batch_size % self.training.accumulation:
-                raise ValueError(
-                    f"stage '{stage.name}': batch_size {stage.batch_size} is not a multiple of "
-                    f"training.accumulation {self.training.accumulation}"
-                )
+            check_batch(stage.name, stage.images, stage.batch_size, self.training.accumulation)
         return self

@@ -249,7 +249,7 @@ class StageConfig(Section):
     losses: LossConfig
 
 
-class TrainingConfig(Section):
+class EngineConfig(Section):
     """The engine's settings; seed, precision, accumulation and the average's change what is learnt."""
 
     seed: int = Field(0, ge=0)
@@ -257,33 +257,54 @@ class TrainingConfig(Section):
     """``auto``: bfloat16 autocast where the processor has fast bfloat16, else float32."""
     accumulation: int = Field(1, ge=1)
     """Parts a step's batch is divided into, to save memory."""
-    ema_decay: float | None = Field(None, ge=0, lt=1)
-    """Weight of the past in the average: at most this, and at most (1 + n) / (10 + n) in its n-th step
-    (latent diffusion's). None: by ``ema_half_life`` and ``ema_ramp``, counted in images."""
     ema_half_life: int = Field(160_000, gt=0)
     """Images after which an old weight counts half in the average."""
     ema_ramp: float = Field(0.05, gt=0)
     """The half-life is at most this share of the images seen so far."""
     log_every: int = Field(50, gt=0)
     """Steps between log lines."""
+    checkpoint_every: int = Field(1000, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = Field(2, gt=0)
+    """Newest checkpoints kept."""
+    skip_not_finite: int = Field(0, ge=0)
+    """Steps of a run whose loss or gradient may be infinite or not a number: their update is left out
+    and counted. One more stops the run."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+
+class TrainingConfig(EngineConfig):
+    """The engine's settings for a tokenizer."""
+
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Weight of the past in the average: at most this, and at most (1 + n) / (10 + n) in its n-th step
+    (latent diffusion's). None: by ``ema_half_life`` and ``ema_ramp``, counted in images."""
     grid_every: int = Field(500, ge=0)
     """Steps between grids of reconstructions; 0: only at the end."""
     validate_every: int = Field(500, ge=0)
     """Steps between measurements on the held-out pictures; 0: only at the end."""
     validation_images: int = Field(256, gt=0)
     """At most this many held-out pictures are measured."""
-    checkpoint_every: int = Field(1000, ge=0)
-    """Steps between checkpoints; 0: only at the end."""
     keep: int = Field(2, gt=0)
     """Newest checkpoints kept; the best one is kept besides."""
     best: Literal["psnr", "ssim", "l1", "none"] = "psnr"
     """Measurement on the held-out pictures by which a checkpoint is the best so far; with several
     held-out sets their mean."""
-    skip_not_finite: int = Field(0, ge=0)
-    """Steps of a run whose loss or gradient may be infinite or not a number: their update is left out
-    and counted. One more stops the run."""
     statistics_images: int = Field(10_000, gt=0)
     """Images on which the latent's statistics are measured at the end."""
     bundle_encoder: bool = False
     """Copy the frozen encoder's weights into the final tokenizer's folder."""
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+
+def check_batch(name: str, images: int, batch_size: int, accumulation: int) -> None:
+    """Raise a ValueError where a stage has not a single step, or a batch that does not divide."""
+    if images < batch_size:
+        raise ValueError(
+            f"stage '{name}' has {images} images for a batch of {batch_size}, so "
+            "not a single step; give more images or a smaller batch_size"
+        )
+    if batch_size % accumulation:
+        raise ValueError(
+            f"stage '{name}': batch_size {batch_size} is not a multiple of "
+            f"training.accumulation {accumulation}"
+        )

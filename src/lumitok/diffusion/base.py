@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -22,17 +23,10 @@ from torch import Tensor, nn
 
 from lumitok.config import first_fault
 from lumitok.config.networks import NetworkConfig
-from lumitok.errors import LumitokError, nearest
-from lumitok.nn.folders import (
-    CONFIG,
-    WEIGHTS,
-    build_filled,
-    contiguous,
-    fetch_folder,
-    find_saved,
-    open_weights,
-    read_config,
-)
+from lumitok.config.saved import CONFIG, find_saved
+from lumitok.diffusion.layers import Rotation, pass_by
+from lumitok.errors import LumitokError
+from lumitok.nn.folders import WEIGHTS, build_filled, contiguous, fetch_folder, open_weights, saved_kind
 
 
 @dataclass
@@ -204,6 +198,40 @@ class DiffusionNetwork(ModelMixin, ConfigMixin):
     ) -> NetworkOutput:
         """:meth:`forward` without checks and without the projector; ``until``: the last block to run."""
 
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        condition: Conditioning,
+        vector: Tensor,
+        *rotation: Rotation | None,
+        blocks: set[int],
+        until: int | None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the blocks on tokens (B, T, d), those of the condition standing before them.
+
+        Args:
+            tokens: of the latent, and of whatever else is diffused.
+            condition: whose tokens, where it has any, are neither rotated nor returned.
+            vector: what modulates, (B, 1, d).
+            rotation: of the latent's tokens, for blocks that take one.
+            blocks: numbers, from 1, of the blocks whose output is kept.
+            until: the last block to run; None: all.
+
+        Returns:
+            The tokens after the last block, and those after each block asked for.
+        """
+        before = 0
+        if condition.tokens is not None:
+            before = condition.tokens.shape[1]
+            tokens = torch.cat([condition.tokens, tokens], dim=1)
+        turned = [pass_by(one, before) for one in rotation]
+        kept: dict[int, Tensor] = {}
+        for number, block in enumerate(islice(self.blocks, until), start=1):
+            tokens = block(tokens, vector, *turned)
+            if number in blocks:
+                kept[number] = tokens[:, before:]
+        return tokens[:, before:], kept
+
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block by itself: quick, since blocks are alike, and with nothing between to break."""
         for block in self.blocks:
@@ -257,16 +285,9 @@ class DiffusionNetwork(ModelMixin, ConfigMixin):
         """
         folder = fetch_folder(str(pretrained_model_name_or_path), revision)
         folder = find_network(folder / (subfolder or ""))
-        config = read_config(folder)
-        kind = str(config.pop("_class_name", ""))
-        if kind not in cls._kinds:
-            raise LumitokError(f"{folder} holds a '{kind}', not a network{nearest(kind, cls._kinds)}")
-        chosen = cls._kinds[kind]
-        if not issubclass(chosen, cls):
-            raise LumitokError(
-                f"{folder} holds a {kind}, not a {cls.__name__}; open it with DiffusionNetwork"
-            )
-        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        kinds = DiffusionNetwork._kinds
+        found, values = saved_kind(folder, "network", cls, kinds, "DiffusionNetwork")
+        chosen = cast("type[Self]", found)
         try:
             settings = chosen.Settings.model_validate(values)
         except ValidationError as error:

@@ -9,7 +9,6 @@ A network must be at least as wide as its latent has channels; here the head alo
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,6 @@ from lumitok.diffusion.layers import (
     RMSNorm,
     Rotation,
     draw_weights,
-    pass_by,
     patchify,
     projector,
     rotary_table,
@@ -118,20 +116,11 @@ class DiTDH(DiffusionNetwork):
 
         tokens = self.patch_embedding(patches) + self.position
         rotation: Rotation | None = (self.rotation_cos, self.rotation_sin)
-        before = 0
-        if condition.tokens is not None:
-            before = condition.tokens.shape[1]
-            tokens = torch.cat([condition.tokens, tokens], dim=1)
-            rotation = pass_by(rotation, before)
         # SiLU twice: RAE's code has one before the blocks, and one begins each of its modulations.
         vector = F.silu(F.silu(condition.vector))[:, None]
-        kept: dict[int, Tensor] = {}
-        for number, block in enumerate(islice(self.blocks, until), start=1):
-            tokens = block(tokens, vector, rotation)
-            if number in blocks:
-                kept[number] = tokens[:, before:]
+        tokens, kept = self.run_blocks(tokens, condition, vector, rotation, blocks=blocks, until=until)
 
-        of_token = F.silu(self.to_head(F.silu(tokens[:, before:] + time[:, None])))
+        of_token = F.silu(self.to_head(F.silu(tokens + time[:, None])))
         tokens = self.head_patch_embedding(patches)
         for block in self.head:
             tokens = block(tokens, of_token, (self.head_rotation_cos, self.head_rotation_sin))

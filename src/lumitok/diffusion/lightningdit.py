@@ -5,10 +5,8 @@ latent -> patches + fixed position -> blocks(time + class) -> norm, modulation -
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import ClassVar, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +22,6 @@ from lumitok.diffusion.layers import (
     TimeEmbedding,
     draw_weights,
     modulate,
-    pass_by,
     patchify,
     plain_norm,
     projector,
@@ -134,18 +131,8 @@ class LightningDiT(DiffusionNetwork):
         tokens = self.patch_embedding(patchify(x, patch)) + self.position
         condition = self.conditioner(labels, self.time_embedding(t))
         rotation = None if self.rotation_cos is None else (self.rotation_cos, self.rotation_sin)
-        before = 0
-        if condition.tokens is not None:
-            before = condition.tokens.shape[1]
-            tokens = torch.cat([condition.tokens, tokens], dim=1)
-            rotation = pass_by(rotation, before)
-
         vector = F.silu(condition.vector)[:, None]
-        kept: dict[int, Tensor] = {}
-        for number, block in enumerate(islice(self.blocks, until), start=1):
-            tokens = block(tokens, vector, rotation)
-            if number in blocks:
-                kept[number] = tokens[:, before:]
+        tokens, kept = self.run_blocks(tokens, condition, vector, rotation, blocks=blocks, until=until)
 
-        velocity = unpatchify(self.final_layer(tokens[:, before:], vector), patch)
+        velocity = unpatchify(self.final_layer(tokens, vector), patch)
         return NetworkOutput(velocity, tokens=kept)

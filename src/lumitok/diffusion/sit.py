@@ -8,7 +8,6 @@ encoder along with the latent: it stands before the patches as one more token.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import ClassVar, cast
 
 import torch
@@ -114,19 +113,9 @@ class SiT(DiffusionNetwork):
         if self.class_embedding is not None:
             tokens = torch.cat([self.class_embedding(class_token), tokens], dim=1)
         condition = self.conditioner(labels, self.time_embedding(t))
-        before = 0
-        if condition.tokens is not None:
-            before = condition.tokens.shape[1]
-            tokens = torch.cat([condition.tokens, tokens], dim=1)
-
         vector = F.silu(condition.vector)[:, None]
-        kept: dict[int, Tensor] = {}
-        for number, block in enumerate(islice(self.blocks, until), start=1):
-            tokens = block(tokens, vector)
-            if number in blocks:
-                kept[number] = tokens[:, before:]
-
-        seen = self.final_layer.modulated(tokens[:, before:], vector)
+        tokens, kept = self.run_blocks(tokens, condition, vector, blocks=blocks, until=until)
+        seen = self.final_layer.modulated(tokens, vector)
         velocity = unpatchify(self.final_layer.linear(seen[:, -patches:]), patch)
         of_class = None if self.class_layer is None else self.class_layer(seen[:, 0])
         return NetworkOutput(velocity, of_class, tokens=kept)

@@ -6,6 +6,7 @@ pixels (B, 3, H, W) in [0, 1] -> resize by ``scale`` -> the encoder's own mean a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import timm
@@ -117,6 +118,12 @@ class FoundationEncoder(nn.Module):
 
     # --------------------------------------------------------------------------------------------
     # Sizes
+
+    @property
+    def multiple(self) -> int:
+        """Picture pixels that a side must be a multiple of, so that it fits the patches."""
+        # A scale such as 1.3333 stands for 4/3.
+        return (Fraction(self.config.scale).limit_denominator(1000) / self.patch).denominator
 
     def check_size(self, height: int, width: int) -> None:
         """Check that pictures of this size fit the encoder's patches.

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lumitok.errors import LumitokError
+from lumitok.config.saved import read_config
+from lumitok.errors import LumitokError, nearest
 
-CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHOWN = 8
 """How many faults of a state the message spells out."""
-
-
-def find_saved(path: str | Path, part: str) -> Path:
-    """Return the folder of a run's or a checkpoint's part, or ``path`` itself where it is that folder.
-
-    Of a run: the final one, or the newest checkpoint's while there is none.
-
-    Args:
-        path: a run, a checkpoint, or the folder itself.
-        part: name of the folder in a run and in a checkpoint, such as ``network``.
-
-    Raises:
-        LumitokError: there is no such folder, or no such part in it.
-    """
-    folder = Path(path)
-    saved = sorted(p for p in (folder / "checkpoints").glob("step-*") if p.suffix != ".partial")
-    for candidate in (folder, folder / part, *(checkpoint / part for checkpoint in reversed(saved))):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    if not folder.exists():
-        raise LumitokError(f"there is no '{folder}'; give a run, a checkpoint or a {part} folder")
-    raise LumitokError(f"'{folder}' holds no {part}: no {CONFIG} in it, in {part}/ or in checkpoints/")
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def fetch_folder(name: str, revision: str | None) -> Path:
@@ -63,22 +41,6 @@ def fetch_folder(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return what a folder's ``config.json`` says.
-
-    Raises:
-        LumitokError: the file is damaged, or does not hold names and values.
-    """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LumitokError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise LumitokError(f"{path} does not describe a model: it holds a {type(config).__name__}")
-    return config
-
-
 def open_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
@@ -94,9 +56,40 @@ def open_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Raise a LumitokError that names every key which is missing, left over or of another shape."""
-    wanted = module.state_dict()
+def saved_kind(
+    folder: Path, part: str, wanted: type[Kind], kinds: Mapping[str, type[Kind]], base: str
+) -> tuple[type[Kind], dict[str, Any]]:
+    """Return the class of what a folder holds, and its settings as ``config.json`` has them.
+
+    Args:
+        folder: the model's own.
+        part: what it should be, in a word.
+        wanted: the class that was asked to open it.
+        kinds: the classes by their names.
+        base: name of the class that opens all of them.
+
+    Raises:
+        LumitokError: the file is damaged, or names no class, or one that is no ``wanted``.
+    """
+    config = read_config(folder)
+    kind = str(config.pop("_class_name", ""))
+    if kind not in kinds:
+        raise LumitokError(f"{folder} holds a '{kind}', not a {part}{nearest(kind, kinds)}")
+    if not issubclass(kinds[kind], wanted):
+        raise LumitokError(f"{folder} holds a {kind}, not a {wanted.__name__}; open it with {base}")
+    return kinds[kind], {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def check_state(module: nn.Module, state: dict[str, Tensor], source: str, but: tuple[str, ...] = ()) -> None:
+    """Raise a LumitokError that names every key which is missing, left over or of another shape.
+
+    Args:
+        module: what the state is for.
+        state: names and tensors.
+        source: where the state is from, for the message.
+        but: prefixes of the module's names that the state must not have.
+    """
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(but)}
     faults = [f"missing {name}" for name in wanted if name not in state]
     faults += [f"unexpected {name}" for name in state if name not in wanted]
     faults += [
@@ -107,6 +100,17 @@ def check_state(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise LumitokError(f"{source} does not fit the model: {'; '.join(faults[:SHOWN])}{more}")
+
+
+def load_strictly(module: nn.Module, file: Path, but: tuple[str, ...] = ()) -> None:
+    """Fill a module with a safetensors file, all of it but the names that begin with ``but``.
+
+    Raises:
+        LumitokError: the file is missing or damaged, or its state is not the module's.
+    """
+    state = open_weights(file)
+    check_state(module, state, str(file), but)
+    module.load_state_dict(state, strict=False)
 
 
 def build_filled(build: Callable[[], nn.Module], state: dict[str, Tensor], source: str) -> nn.Module:

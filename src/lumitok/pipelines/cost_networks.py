@@ -193,11 +193,7 @@ def _stage(recipe: Recipe, index: int, setting: Setting, folder: Path) -> Iterat
     )
     tokenizer = build_tokenizer(recipe.model, load_weights=False).to(accelerator.device)
     tokenizer.to(memory_format=torch.channels_last)
-    discriminators = Discriminators.of(recipe)
-    if discriminators is not None:
-        discriminators.to(accelerator.device)
-        if discriminators.patch is not None:
-            discriminators.patch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    discriminators = Discriminators.of(recipe, accelerator.device)
     objectives = [_random_lpips(recipe)]
     for each in recipe.stages:
         objectives.append(GeneratorObjective(each.losses, objectives).to(accelerator.device))

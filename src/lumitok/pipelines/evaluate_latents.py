@@ -28,7 +28,8 @@ from lumitok.evaluation.spectrum import Moments, Spectrum, SpectrumGatherer
 from lumitok.nn.precision import exact_float32
 from lumitok.pipelines.latent_pictures import write_latent_pictures
 from lumitok.pipelines.picture_warnings import picture_warnings
-from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
+from lumitok.pipelines.reconstruct import open_tokenizer
+from lumitok.pipelines.saved_step import tokenizer_step
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
 
@@ -255,7 +256,7 @@ def _results(
         "latents",
         checkpoint,
         numbers,
-        step=checkpoint_step(checkpoint),
+        step=tokenizer_step(checkpoint),
         tables=_tables(space, pictures, dead, whole.means, whole.latents.shape),
     )
     if maps:

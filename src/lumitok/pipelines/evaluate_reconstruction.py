@@ -27,13 +27,14 @@ from lumitok.evaluation.protocol import LATENTS, Latent, Protocol
 from lumitok.evaluation.results import Number, Results
 from lumitok.nn.precision import exact_float32
 from lumitok.pipelines.picture_warnings import picture_warnings
-from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
+from lumitok.pipelines.reconstruct import open_tokenizer
 from lumitok.pipelines.reconstruction_instruments import (
     PAIRED,
     Instruments,
     choose_metrics,
     open_instruments,
 )
+from lumitok.pipelines.saved_step import tokenizer_step
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
 
@@ -173,7 +174,7 @@ def evaluate_reconstruction(
         checkpoint,
         numbers,
         fingerprint=fingerprint,
-        step=checkpoint_step(checkpoint),
+        step=tokenizer_step(checkpoint),
         per_image=whole.scores if per_image else {},
         images=[source.names[index] for index in whole.indices] if per_image else [],
         left_out=source.left_out | ({"unreadable": len(whole.bad)} if whole.bad else {}),

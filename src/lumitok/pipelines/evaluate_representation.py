@@ -37,7 +37,7 @@ from lumitok.evaluation.representations import (
 )
 from lumitok.evaluation.results import Number, Results
 from lumitok.nn.precision import exact_float32
-from lumitok.pipelines.reconstruct import checkpoint_step, open_tokenizer
+from lumitok.pipelines.reconstruct import open_tokenizer
 from lumitok.pipelines.representation_plan import (
     PAPERS_COUNT,
     Choices,
@@ -48,6 +48,7 @@ from lumitok.pipelines.representation_plan import (
     warnings,
 )
 from lumitok.pipelines.representation_probe import FLATTENED, POOLED, ProbeFound, run_probes
+from lumitok.pipelines.saved_step import tokenizer_step
 from lumitok.tokenizers import Tokenizer
 
 __all__ = ["ProbeSettings", "evaluate_representation"]
@@ -361,7 +362,7 @@ def _results(
         subject=plan.subject,
         numbers=numbers,
         fingerprint=plan.fingerprint,
-        step=checkpoint_step(plan.subject) if plan.tokenizer is not None else None,
+        step=tokenizer_step(plan.subject) if plan.tokenizer is not None else None,
         left_out=left_out,
         tables={
             "warnings": warnings(source, train, len(gathered.places) if gathered else None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,10 @@ import torch
 
 from lumitok.data import center_crop, read_picture
 from lumitok.errors import LumitokError, nearest
-from lumitok.evaluation.curves import read_history
 from lumitok.evaluation.image_quality import PROTOCOL, psnr, ssim, to_uint8
 from lumitok.evaluation.pictures import grid
 from lumitok.tokenizers import Tokenizer
 from lumitok.training import find_tokenizer
-from lumitok.training.journal import HISTORY
 from lumitok.training.precision import default_device
 
 
@@ -45,19 +42,6 @@ def open_tokenizer(checkpoint: str) -> Tokenizer:
     """Open the folder of a run, a checkpoint or a tokenizer, or a model on the Hugging Face hub."""
     folder = str(find_tokenizer(checkpoint)) if Path(checkpoint).is_dir() else checkpoint
     return Tokenizer.from_pretrained(folder)
-
-
-def checkpoint_step(checkpoint: str) -> int | None:
-    """Training step of a run's or a checkpoint's tokenizer, where the folder tells it."""
-    if not Path(checkpoint).is_dir():
-        return None
-    owner = find_tokenizer(checkpoint).resolve().parent
-    named = re.fullmatch(r"step-(\d+)", owner.name)
-    if named:
-        return int(named[1])
-    history = owner / HISTORY
-    records = read_history(history) if history.is_file() else []
-    return int(records[-1]["step"]) if records else None
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from lumitok.config import SamplingConfig
+from lumitok.config.section import by_dotted_keys
 from lumitok.errors import LumitokError, some
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.evaluation.processes import here, is_main, share, together
@@ -256,7 +257,7 @@ def _check_same(path: Path, settings: dict[str, Any]) -> None:
     """Raise a LumitokError where a folder's samples were drawn otherwise."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        flat, ours = _flat(dict(found)), _flat(settings)
+        flat, ours = by_dotted_keys(dict(found)), by_dotted_keys(settings)
     except (ValueError, TypeError, KeyError) as error:
         raise LumitokError(f"'{path}' is damaged ({error}); name another folder") from None
     other = [
@@ -267,15 +268,6 @@ def _check_same(path: Path, settings: dict[str, Any]) -> None:
             f"'{path.parent}' holds samples that were drawn otherwise: {some(other, 3)}; name another "
             "folder, or ask for the same"
         )
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = _flat(value) if isinstance(value, dict) else None
-        flat |= {key: value} if inner is None else {f"{key}.{name}": v for name, v in inner.items()}
-    return flat
 
 
 # ------------------------------------------------------------------------------------------------

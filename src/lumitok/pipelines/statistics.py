@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lumitok.config.saved import read_config
 from lumitok.data import evenly, open_pictures
 from lumitok.errors import LumitokError
 from lumitok.nn.precision import exact_float32
 from lumitok.tokenizers import Tokenizer
-from lumitok.tokenizers.base import find_tokenizer, read_config
+from lumitok.tokenizers.base import find_tokenizer
 from lumitok.tokenizers.card import write_card
 from lumitok.training import measure_latents
 from lumitok.training.precision import default_device

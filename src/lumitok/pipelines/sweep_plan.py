@@ -16,8 +16,8 @@ from lumitok.diffusion import find_network
 from lumitok.errors import LumitokError, nearest
 from lumitok.nn.folders import WEIGHTS, fetch_folder
 from lumitok.pipelines.beside_network import changed_sampling, recipe_beside, sampling_beside
-from lumitok.pipelines.network_step import network_step
 from lumitok.pipelines.report_runs import unique_names
+from lumitok.pipelines.saved_step import network_step
 from lumitok.training.checkpoint import checkpoints as saved_checkpoints
 
 CHECKPOINT = "checkpoint"

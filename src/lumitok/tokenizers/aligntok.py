@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lumitok.config import AlignTokConfig, LoRAConfig
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
-from lumitok.tokenizers.autoencoder import Autoencoder, pixels_of, weight_of
+from lumitok.tokenizers.autoencoder import Autoencoder, check_grids, pixels_of, weight_of
 from lumitok.tokenizers.ldm import LDMDecoder
 from lumitok.tokenizers.posterior import PointMass
 
@@ -87,7 +87,7 @@ class AlignTok(Autoencoder):
 
     def __init__(self, settings: AlignTokConfig, encoder: FoundationEncoder) -> None:
         super().__init__(settings, encoder)
-        _check_grid(settings, encoder)
+        check_grids(settings, encoder, "AlignTok")
         if settings.lora is not None:
             _add_lora(encoder, settings.lora)
         self.adapter = Adapter(
@@ -162,16 +162,6 @@ def _ldm_decoder(settings: AlignTokConfig, in_channels: int) -> LDMDecoder:
         settings.decoder_blocks,
         groups=settings.decoder_groups,
     )
-
-
-def _check_grid(settings: AlignTokConfig, encoder: FoundationEncoder) -> None:
-    latent = settings.image_size // settings.downsampling
-    (grid,) = encoder.grids(settings.image_size, settings.image_size)
-    if grid != (latent, latent):
-        raise LumitokError(
-            f"the encoder gives a {grid[0]}x{grid[1]} grid, the latent is {latent}x{latent}; AlignTok needs "
-            f"them equal: change model.encoder.scale to {settings.encoder.scale * latent / grid[0]:g}"
-        )
 
 
 def _add_lora(encoder: FoundationEncoder, lora: LoRAConfig) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from lumitok.config import AlignTokConfig, FrozenLDMConfig, RAEConfig
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
 from lumitok.tokenizers.base import DecoderOutput, Equivariance, Generators, Tokenizer, TokenizerOutput
@@ -58,9 +58,7 @@ class Autoencoder(Tokenizer):
         """Pixels that a side must be a multiple of to be encoded: the foundation encoder has patches too."""
         if self.foundation is None:
             return self.size_multiple
-        # A scale such as 1.3333 stands for 4/3.
-        scale = Fraction(self.foundation.config.scale).limit_denominator(1000)
-        return math.lcm(self.size_multiple, (scale / self.foundation.patch).denominator)
+        return math.lcm(self.size_multiple, self.foundation.multiple)
 
     @abstractmethod
     def posterior(self, x: Tensor) -> tuple[Posterior, Tensor | None]:
@@ -287,3 +285,24 @@ def weight_of(layer: nn.Module) -> nn.Parameter:
 def pixels_of(x: Tensor, encoder: FoundationEncoder) -> Tensor:
     """Pictures in [-1, 1] -> what a foundation encoder takes: pixels in [0, 1], in its own type."""
     return ((x.float() + 1) / 2).to(encoder.dtype)
+
+
+def check_grids(
+    settings: AlignTokConfig | FrozenLDMConfig | RAEConfig, encoder: FoundationEncoder, name: str
+) -> None:
+    """Raise a LumitokError where a layer that the encoder is read at has another grid than the latent.
+
+    Args:
+        settings: of the tokenizer.
+        encoder: the tokenizer's.
+        name: of the tokenizer's kind.
+    """
+    latent = settings.image_size // settings.downsampling
+    grids = encoder.grids(settings.image_size, settings.image_size)
+    for layer, (rows, columns) in zip(settings.encoder.layers, grids, strict=True):
+        if (rows, columns) != (latent, latent):
+            raise LumitokError(
+                f"layer {layer} of the encoder has a {rows}x{columns} grid, the latent {latent}x{latent}; "
+                f"{name} needs them equal: change model.encoder.scale to "
+                f"{settings.encoder.scale * latent / rows:g}"
+            )

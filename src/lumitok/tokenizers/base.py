@@ -7,32 +7,30 @@ z (B, C, h, w), raw               --decode-->  pictures in [-1, 1], unbounded
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lumitok.config import TokenizerConfig, first_fault
+from lumitok.config.saved import CONFIG, ENCODER_WEIGHTS, find_saved
 from lumitok.data.latents import LatentSpec
-from lumitok.errors import LumitokError, nearest
+from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder, frozen_prefixes, trained_state
 from lumitok.foundation.weights import hash_weights
+from lumitok.nn.folders import WEIGHTS, contiguous, fetch_folder, load_strictly, saved_kind
 from lumitok.tokenizers.card import write_card
 from lumitok.tokenizers.provenance import Provenance, read_provenance, write_provenance
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-ENCODER_WEIGHTS = "encoder.safetensors"
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
 """Folders whose missing statistics were told of."""
@@ -92,7 +90,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
     that is trained is like any other part.
     """
 
-    config_name = "config.json"
+    config_name = CONFIG
     Settings: ClassVar[type[TokenizerConfig]]
     trains_encoder: ClassVar[bool] = False
     """Whether the foundation encoder is trained and saved with the rest."""
@@ -233,7 +231,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_contiguous(trained_state(self)), folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(contiguous(trained_state(self).items()), folder / WEIGHTS, metadata={"format": "pt"})
         (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
         if self.frozen is not None:
             # The hash found at loading holds also where the weights were converted to another type since.
@@ -241,7 +239,7 @@ class Tokenizer(ModelMixin, ConfigMixin):
             encoder = self.settings.encoder.model_copy(update={"sha256": found})
             self.register_to_config(encoder=encoder.model_dump(mode="json"))
             if bundle_encoder or self.settings.encoder.weights == "random":
-                state = _contiguous(self.frozen.state_dict())
+                state = contiguous(self.frozen.state_dict().items())
                 save_file(state, folder / ENCODER_WEIGHTS, metadata={"format": "pt"})
         self.save_config(folder)
         write_provenance(self.provenance, folder)
@@ -273,34 +271,27 @@ class Tokenizer(ModelMixin, ConfigMixin):
             LumitokError: the folder is not a tokenizer, a key is missing or left over, or the
                 encoder's weights are not those it was trained with.
         """
-        folder = _locate(str(pretrained_model_name_or_path), revision, subfolder or "")
-        config = read_config(folder)
-        kind = str(config.pop("_class_name", ""))
-        if kind not in cls._kinds:
-            raise LumitokError(f"{folder} holds a '{kind}', not a tokenizer{nearest(kind, cls._kinds)}")
-        chosen = cls._kinds[kind]
-        if not issubclass(chosen, cls):
-            raise LumitokError(f"{folder} holds a {kind}, not a {cls.__name__}; open it with Tokenizer")
-        values = {key: value for key, value in config.items() if not key.startswith("_")}
+        folder = fetch_folder(str(pretrained_model_name_or_path), revision)
+        folder = find_tokenizer(folder / (subfolder or ""))
+        found, values = saved_kind(folder, "tokenizer", cls, Tokenizer._kinds, "Tokenizer")
+        chosen = cast("type[Self]", found)
         if encoder_weights is not None:
             if chosen.trains_encoder or "encoder" not in values:
                 raise LumitokError(
-                    f"{folder} holds a {kind}, which has no frozen encoder; drop encoder_weights"
+                    f"{folder} holds a {chosen.__name__}, which has no frozen encoder; drop encoder_weights"
                 )
             values["encoder"] = {**values["encoder"], "weights": encoder_weights}
         try:
             settings = chosen.Settings.model_validate(values)
         except ValidationError as error:
-            raise LumitokError(f"{folder / 'config.json'}: {first_fault(error, chosen.Settings)}") from None
+            raise LumitokError(f"{folder / CONFIG}: {first_fault(error, chosen.Settings)}") from None
         bundled = folder / ENCODER_WEIGHTS
         at_hand = chosen.trains_encoder or (bundled.is_file() and encoder_weights is None)
         tokenizer = chosen.from_settings(settings, load_weights=not at_hand)
         if at_hand and tokenizer.frozen is not None:
-            _load_strictly(tokenizer.frozen, _open(bundled), str(bundled))
+            load_strictly(tokenizer.frozen, bundled)
             tokenizer.check_encoder()
-        _load_strictly(
-            tokenizer, _open(folder / WEIGHTS), str(folder / WEIGHTS), but=frozen_prefixes(tokenizer)
-        )
+        load_strictly(tokenizer, folder / WEIGHTS, but=frozen_prefixes(tokenizer))
         tokenizer.eval()
         tokenizer.provenance = read_provenance(folder)
         _tell_of_statistics(settings, folder)
@@ -342,77 +333,7 @@ def find_tokenizer(path: str | Path) -> Path:
     Raises:
         LumitokError: there is no such folder, or no tokenizer in it.
     """
-    folder = Path(path)
-    saved = sorted(p for p in (folder / "checkpoints").glob("step-*") if p.suffix != ".partial")
-    for candidate in (folder, folder / "tokenizer", *(c / "tokenizer" for c in reversed(saved))):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if not folder.exists():
-        raise LumitokError(f"there is no '{folder}'; give a run, a checkpoint or a tokenizer folder")
-    raise LumitokError(
-        f"'{folder}' holds no tokenizer: no config.json in it, in tokenizer/ or in checkpoints/"
-    )
-
-
-def _locate(name: str, revision: str | None, subfolder: str) -> Path:
-    if Path(name).is_dir():
-        return find_tokenizer(Path(name) / subfolder)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise LumitokError(f"there is no folder '{name}', and it is not a hub id such as 'name/model'")
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:  # The hub client has dozens of kinds of failure; all mean the same here.
-        raise LumitokError(
-            f"there is no folder '{name}', and the hub did not give a model of that name "
-            f"({type(error).__name__}); check the name, the network, or download it by hand"
-        ) from None
-    return find_tokenizer(Path(found) / subfolder)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return what a tokenizer's folder says of it in ``config.json``.
-
-    Raises:
-        LumitokError: the file is damaged, or does not hold names and values.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LumitokError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise LumitokError(f"{path} does not describe a tokenizer: it holds a {type(config).__name__}")
-    return config
-
-
-def _open(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise LumitokError(f"the weights {path} are missing")
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise LumitokError(f"{path} is damaged: {error}") from None
-    return state
-
-
-def _load_strictly(
-    module: nn.Module, state: dict[str, Tensor], source: str, but: tuple[str, ...] = ()
-) -> None:
-    """Load a state, reporting every key that is missing, left over or of another shape."""
-    wanted = {n: t for n, t in module.state_dict().items() if not n.startswith(but)}
-    faults = [f"missing {n}" for n in wanted if n not in state]
-    faults += [f"unexpected {n}" for n in state if n not in wanted]
-    faults += [
-        f"{n} is {tuple(state[n].shape)}, not {tuple(wanted[n].shape)}"
-        for n in wanted
-        if n in state and state[n].shape != wanted[n].shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise LumitokError(f"{source} does not fit the model: {shown}")
-    module.load_state_dict(state, strict=False)
+    return find_saved(path, "tokenizer")
 
 
 def _tell_of_statistics(settings: TokenizerConfig, folder: Path) -> None:
@@ -424,7 +345,3 @@ def _tell_of_statistics(settings: TokenizerConfig, folder: Path) -> None:
             "%s carries no latent statistics, which diffusion needs; `lumitok statistics` measures them",
             folder,
         )
-
-
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lumitok.config import FrozenLDMConfig
-from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
-from lumitok.tokenizers.autoencoder import weight_of
+from lumitok.tokenizers.autoencoder import check_grids, weight_of
 from lumitok.tokenizers.frozen import FrozenEncoderTokenizer
 from lumitok.tokenizers.ldm import LDMDecoder
 
@@ -29,7 +28,7 @@ class FrozenLDM(FrozenEncoderTokenizer):
 
     def __init__(self, settings: FrozenLDMConfig, encoder: FoundationEncoder) -> None:
         super().__init__(settings, encoder)
-        _check_grids(settings, encoder)
+        check_grids(settings, encoder, "frozen-ldm")
         latent, width = settings.latent_channels, settings.adapter_channels
         self.compress = _two_convolutions(sum(encoder.channels), width, 2 * latent)
         self.start_posterior()
@@ -77,15 +76,3 @@ def _two_convolutions(in_channels: int, inner: int, out_channels: int) -> nn.Seq
         nn.SiLU(),
         nn.Conv2d(inner, out_channels, 3, padding=1),
     )
-
-
-def _check_grids(settings: FrozenLDMConfig, encoder: FoundationEncoder) -> None:
-    latent = settings.image_size // settings.downsampling
-    grids = encoder.grids(settings.image_size, settings.image_size)
-    for layer, (rows, columns) in zip(settings.encoder.layers, grids, strict=True):
-        if (rows, columns) != (latent, latent):
-            raise LumitokError(
-                f"layer {layer} of the encoder has a {rows}x{columns} grid, the latent {latent}x{latent}; "
-                "frozen-ldm needs them equal: change model.encoder.scale to "
-                f"{settings.encoder.scale * latent / rows:g}"
-            )

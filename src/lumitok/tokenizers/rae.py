@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lumitok.config import RAEConfig
 from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
-from lumitok.tokenizers.autoencoder import Autoencoder, pixels_of, weight_of
+from lumitok.tokenizers.autoencoder import Autoencoder, check_grids, pixels_of, weight_of
 from lumitok.tokenizers.base import Generators
 from lumitok.tokenizers.posterior import DiagonalGaussian, PointMass
 
@@ -152,10 +152,4 @@ def _check_encoder(settings: RAEConfig, encoder: FoundationEncoder) -> None:
             f"the latent of RAE is the encoder's map, which has {channels} channels; set "
             f"model.latent_channels to {channels}, not {settings.latent_channels}"
         )
-    latent = settings.image_size // settings.downsampling
-    (grid,) = encoder.grids(settings.image_size, settings.image_size)
-    if grid != (latent, latent):
-        raise LumitokError(
-            f"the encoder gives a {grid[0]}x{grid[1]} grid, the latent is {latent}x{latent}; RAE needs "
-            f"them equal: change model.encoder.scale to {settings.encoder.scale * latent / grid[0]:g}"
-        )
+    check_grids(settings, encoder, "RAE")

@@ -14,7 +14,7 @@ from accelerate.utils import ProjectConfiguration
 
 from lumitok.config import AnyRecipe, DiffusionTrainingConfig, Section, TrainingConfig, load_any
 from lumitok.errors import LumitokError
-from lumitok.training.checkpoint import checkpoints
+from lumitok.training.checkpoint import checkpoints, load_place
 from lumitok.training.memory import keep_freed_memory
 from lumitok.training.precision import choose_precision, default_device
 
@@ -105,3 +105,22 @@ def _mended(saved: Any, recipe: Any, changeable: Changeable) -> str:
         if getattr(old, key) != getattr(new, key)
     ]
     return f", with {', '.join(changes)}" if changes else ""
+
+
+def check_finished(run: Path, last: Path) -> None:
+    """Raise where a run that another shall begin with has stages or steps to go.
+
+    Args:
+        run: its folder, as the user named it.
+        last: its newest checkpoint.
+
+    Raises:
+        LumitokError: it is not at its end.
+    """
+    steps = sum(stage.images // stage.batch_size for stage in load_any(str(last / "recipe.yaml")).stages)
+    step = load_place(last / "training").step
+    if step < steps:
+        raise LumitokError(
+            f"init: the run {run} is at step {step} of {steps}; finish it with --resume, or name the "
+            f"checkpoint to begin with, init={last}"
+        )

@@ -33,6 +33,8 @@ from lumitok.errors import LumitokError
 from lumitok.foundation import trained_state
 
 BEST = "best.json"
+DISCRIMINATOR, IDENTITY = "discriminator.safetensors", "identity.json"
+"""In ``training/``; an imported tokenizer's folder may have them too."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -58,6 +60,15 @@ class Place:
     """Steps left out because a number was not finite."""
     sums: dict[str, list[float]] = field(default_factory=dict)
     """Sum and count of each value since the last log line."""
+
+    def of_next_run(self) -> Place:
+        """Where a run begins that starts from this one's weights: its own steps at 0, the counts kept."""
+        return Place(
+            images=self.images,
+            images_before=self.images,
+            stages_before=self.stages_before + self.stage + 1,
+            averaged=self.averaged,
+        )
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -203,12 +214,12 @@ def load_place(folder: Path) -> Place:
 
 def save_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Write what a run must find again to go on: its pictures and its frozen encoders."""
-    (folder / "identity.json").write_text(json.dumps(identity, indent=2) + "\n")
+    (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n")
 
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Raise a LumitokError where pictures or frozen encoders are not those of the checkpoint."""
-    saved = json.loads((folder / "identity.json").read_text())
+    saved = json.loads((folder / IDENTITY).read_text())
     for name, value in identity.items():
         if name in saved and saved[name] != value:
             raise LumitokError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from lumitok.training.diffusion_steps import DiffusionState, LatentPart, diffusi
 from lumitok.training.interruption import Interruption, leave_if_asked
 from lumitok.training.journal import Journal
 from lumitok.training.seeds import Draw, StepDraws, derive_seed, seed_step
+from lumitok.training.stages import count_step, due, log_means, stages_left, write_final
 from lumitok.training.sums import Sums
 
 
@@ -68,9 +68,7 @@ def _train(run: DiffusionRun) -> None:
         Journal(run.folder, run.accelerator, run.place, sum(steps)) as journal,
     ):
         _introduce(run, journal)
-        for index in range(run.place.stage, len(stages)):
-            if index > run.place.stage:
-                run.place = replace(run.place, stage=index, stage_step=0, sums={})
+        for index in stages_left(run, len(stages)):
             _train_stage(run, journal, interruption, stages[index], steps[index])
         _finish(run, journal)
 
@@ -85,15 +83,7 @@ def _train_stage(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(stage, place.stage_step, steps)
         diffusion_step(state, _next_parts(run, batches))
-        seen = place.images + stage.batch_size
-        run.ema.update(seen, stage.batch_size)
-        run.place = replace(
-            place,
-            averaged=run.ema.steps,
-            stage_step=place.stage_step + 1,
-            step=place.step + 1,
-            images=seen,
-        )
+        count_step(run, stage.batch_size, [run.ema])
         journal.advance(run.place, stage.name)
         _report(run, journal, state, last=run.place.stage_step == steps)
         leave_if_asked(run.accelerator, journal, interruption, run.place, lambda: _save(run, state))
@@ -138,20 +128,13 @@ def _next_parts(run: DiffusionRun, batches: Iterator[LatentBatch]) -> list[Laten
 
 def _report(run: DiffusionRun, journal: Journal, state: DiffusionState, last: bool) -> None:
     """Log, draw samples and save as often as the recipe asks, and at the end of a stage."""
-    training, step, name = run.recipe.training, run.place.step, state.config.name
-
-    def due(every: int) -> bool:
-        return last or (every > 0 and step % every == 0)
-
-    if due(training.log_every):
-        values = state.sums.means()
-        if run.guard.skipped:
-            values["skipped_steps"] = run.guard.skipped
-        journal.record(run.place, name, "train", values)
+    training, step = run.recipe.training, run.place.step
+    if due(training.log_every, step, last):
+        log_means(run, journal, state.config.name, state.sums)
     with journal.pause():
-        if run.tokenizer is not None and due(run.recipe.samples.every):
+        if run.tokenizer is not None and due(run.recipe.samples.every, step, last):
             _draw_samples(run, run.tokenizer, journal)
-        if due(training.checkpoint_every) or due(training.keep_every):
+        if due(training.checkpoint_every, step, last) or due(training.keep_every, step, last):
             _save(run, state)
 
 
@@ -285,11 +268,7 @@ def _write_network(run: DiffusionRun, folder: Path) -> None:
 def _finish(run: DiffusionRun, journal: Journal) -> None:
     """Write the averaged network."""
     if run.accelerator.is_main_process:
-        partial, whole = run.folder / "network.partial", run.folder / "network"
-        shutil.rmtree(partial, ignore_errors=True)
         with run.ema.applied():
-            _write_network(run, partial)
-        shutil.rmtree(whole, ignore_errors=True)
-        partial.rename(whole)
-        journal.say(f"done: {whole}")
+            write_final(run.folder, {"network": lambda folder: _write_network(run, folder)})
+        journal.say(f"done: {run.folder / 'network'}")
     run.accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lumitok.config import DiffusionRecipe, load_diffusion_recipe, save_recipe
+from lumitok.config import DiffusionRecipe, save_recipe
 from lumitok.config.networks import AnyNetwork
 from lumitok.data import Pictures, open_pictures
 from lumitok.data.latent_store import LatentStore, open_latent_store
@@ -20,7 +20,7 @@ from lumitok.errors import LumitokError, some
 from lumitok.foundation import FoundationEncoder
 from lumitok.nn.folders import WEIGHTS
 from lumitok.tokenizers import Tokenizer
-from lumitok.training.begin import Changeable, start_accelerator, start_trackers, take_up
+from lumitok.training.begin import Changeable, check_finished, start_accelerator, start_trackers, take_up
 from lumitok.training.checkpoint import (
     Place,
     check_identity,
@@ -264,26 +264,9 @@ def _take_over(
         load_trained_state(network, state, opened)
         average = {name: p.detach().clone().float() for name, p in network.named_parameters()}
         return Place(), average, f"starting from the network {opened}"
-    _check_finished(folder, source)
+    if folder != source:
+        check_finished(folder, source)
     load_trained_state(network, load_tensors(saved / NETWORK, device), source)
     average = load_tensors(saved / "ema.safetensors", device)
-    before = load_place(saved)
-    place = Place(
-        images=before.images,
-        images_before=before.images,
-        stages_before=before.stages_before + before.stage + 1,
-        averaged=before.averaged,
-    )
-    return place, average, f"starting from {source} ({before.images} latents seen)"
-
-
-def _check_finished(run: Path, last: Path) -> None:
-    if run == last:
-        return
-    stages, place = load_diffusion_recipe(str(last / "recipe.yaml")).stages, load_place(last / "training")
-    steps = sum(stage.images // stage.batch_size for stage in stages)
-    if place.step < steps:
-        raise LumitokError(
-            f"init: the run {run} is at step {place.step} of {steps}; finish it with --resume, or name the "
-            f"checkpoint to begin with, init={last}"
-        )
+    place = load_place(saved).of_next_run()
+    return place, average, f"starting from {source} ({place.images} latents seen)"

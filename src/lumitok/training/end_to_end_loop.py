@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from lumitok.training.end_to_end_steps import EndToEndState, end_to_end_step, se
 from lumitok.training.interruption import Interruption, leave_if_asked
 from lumitok.training.journal import SAMPLE_SHEETS, Journal
 from lumitok.training.provenance import provenance_of
+from lumitok.training.stages import count_step, due, stages_left, write_final
 from lumitok.training.steps import learning_rate_factor, set_learning_rate
 from lumitok.training.tokenizer_loop import (
     averaged,
@@ -73,9 +72,7 @@ def _train(run: EndToEndRun) -> None:
         count = sum(p.numel() for p in run.network.parameters() if p.requires_grad)
         journal.say(f"with a network of {count / 1e6:.2f} M trainable parameters")
         note_bad(run, journal, run.pictures.unreadable)
-        for index in range(run.place.stage, len(stages)):
-            if index > run.place.stage:
-                run.place = replace(run.place, stage=index, stage_step=0, sums={})
+        for index in stages_left(run, len(stages)):
             _train_stage(run, journal, interruption, stages[index], steps[index])
         _finish(run, journal)
 
@@ -96,19 +93,10 @@ def _train_stage(
         set_learning_rate(state.tokenizer, factor)
         set_network_rate(state, stage.network_lr * factor)
         end_to_end_step(state, next_parts(run, journal, batches), place.images)
-        seen = place.images + stage.batch_size
-        for average in (run.ema, run.network_ema, run.normaliser_ema):
-            average.update(seen, stage.batch_size)
-        run.place = replace(
-            place,
-            averaged=run.ema.steps,
-            stage_step=place.stage_step + 1,
-            step=place.step + 1,
-            images=seen,
-        )
+        count_step(run, stage.batch_size, [run.ema, run.network_ema, run.normaliser_ema])
         journal.advance(run.place, stage.name)
-        last, every = run.place.stage_step == steps, run.recipe.samples.every
-        if last or (every > 0 and run.place.step % every == 0):
+        last = run.place.stage_step == steps
+        if due(run.recipe.samples.every, run.place.step, last):
             with journal.pause():
                 _draw_samples(run, journal)
         report(run, journal, state.tokenizer, save, last=last)
@@ -200,15 +188,14 @@ def _finish(run: EndToEndRun, journal: Journal) -> None:
     if run.accelerator.is_main_process:
         origin = _origin(run)
         run.tokenizer.provenance = provenance_of(run)
-        partials = {name: run.folder / f"{name}.partial" for name in ("tokenizer", "network")}
-        for path in partials.values():
-            shutil.rmtree(path, ignore_errors=True)
+        bundle = run.recipe.training.bundle_encoder
         with run.ema.applied():
-            bundle = run.recipe.training.bundle_encoder
-            run.tokenizer.save_pretrained(partials["tokenizer"], bundle_encoder=bundle)
-        _write_network(run, origin, partials["network"])
-        for name, path in partials.items():
-            shutil.rmtree(run.folder / name, ignore_errors=True)
-            path.rename(run.folder / name)
+            write_final(
+                run.folder,
+                {
+                    "tokenizer": partial(run.tokenizer.save_pretrained, bundle_encoder=bundle),
+                    "network": partial(_write_network, run, origin),
+                },
+            )
         journal.say(f"done: {run.folder / 'tokenizer'} and {run.folder / 'network'}")
     run.accelerator.wait_for_everyone()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from lumitok.data.bad_pictures import listing
 from lumitok.data.buckets import Buckets, Size, assign, check_sizes, default_sizes, read_sizes
 from lumitok.errors import LumitokError
 from lumitok.evaluation.progress import show_progress
-from lumitok.foundation import FoundationEncoder
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.objective import GeneratorObjective
 
@@ -43,7 +41,7 @@ def training_sizes(
         return [(side, side)]
     encoders = [o.vf_encoder for o in objectives]
     encoders += [o.feature_distance.encoder for o in objectives if o.feature_distance is not None]
-    multiple = math.lcm(tokenizer.encoded_multiple, *(_multiple(e) for e in encoders if e is not None))
+    multiple = math.lcm(tokenizer.encoded_multiple, *(e.multiple for e in encoders if e is not None))
     sizes = recipe.data.buckets or default_sizes(side, multiple)
     check_sizes(sizes, multiple)
     return sizes
@@ -92,11 +90,6 @@ def fill_buckets(
 def buckets_hash(buckets: Buckets) -> str:
     """Hash of every picture's bucket, which the order of training follows from."""
     return hashlib.sha256(buckets.of.astype("<i8").tobytes()).hexdigest()
-
-
-def _multiple(encoder: FoundationEncoder) -> int:
-    """Picture pixels that a side must be a multiple of; a scale such as 1.3333 stands for 4/3."""
-    return (Fraction(encoder.config.scale).limit_denominator(1000) / encoder.patch).denominator
 
 
 def _read(pictures: Pictures, accelerator: Accelerator, threads: int) -> NDArray[np.int32]:

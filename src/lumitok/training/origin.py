@@ -11,15 +11,20 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from lumitok.config import ModelConfig, PictureRecipe, VFMVAEConfig, first_fault, load_any
+from lumitok.config import ModelConfig, PictureRecipe, VFMVAEConfig, first_fault
 from lumitok.config.models import block_count
 from lumitok.config.origin import read_model
+from lumitok.config.section import by_dotted_keys
 from lumitok.errors import LumitokError
 from lumitok.foundation import trained_state
+from lumitok.nn.folders import WEIGHTS
 from lumitok.tokenizers import Tokenizer
-from lumitok.tokenizers.base import WEIGHTS, find_tokenizer
+from lumitok.tokenizers.base import find_tokenizer
 from lumitok.training.adversaries import Discriminators
+from lumitok.training.begin import check_finished
 from lumitok.training.checkpoint import (
+    DISCRIMINATOR,
+    IDENTITY,
     Place,
     checkpoints,
     load_place,
@@ -63,7 +68,7 @@ def open_origin(recipe: PictureRecipe) -> Origin:
     found = checkpoints(folder)
     source = found[-1] if found else folder
     if found:
-        _check_finished(folder, source)
+        check_finished(folder, source)
     opened = find_tokenizer(source)
     theirs = _read_model(opened)
     _check_model(theirs, recipe.model, opened)
@@ -78,7 +83,7 @@ def take_over(
 
     Generator, average and discriminators carry over, and the count of images goes on; optimizers start
     anew. A tokenizer's folder has averaged weights only: they are generator and average, and
-    discriminators start anew.
+    discriminators start anew, but for those that an import has put there.
 
     Returns:
         The place to begin at, the average, and half a sentence that says what was taken.
@@ -90,25 +95,20 @@ def take_over(
     _check_encoder(tokenizer, opened)
     device = tokenizer.device
     saved = source / "training"
-    if not saved.is_dir():
+    if source == opened or not saved.is_dir():
         state = load_tensors(opened / WEIGHTS, device)
         load_trained_state(tokenizer, state, opened, new=_OPTIONAL)
         average = {name: t.detach().clone().float() for name, t in trained_state(tokenizer).items()}
-        anew = "" if discriminators is None else ", with new discriminators"
-        return Place(), average, f"starting from the tokenizer {opened}{anew}{origin.resized}"
+        judges = _take_discriminators(opened / "training", discriminators, device)
+        judged = "" if discriminators is None else f", with {' and '.join(judges) or 'new discriminators'}"
+        return Place(), average, f"starting from the tokenizer {opened}{judged}{origin.resized}"
     load_trained_state(
         tokenizer, load_tensors(saved / "generator.safetensors", device), source, new=_OPTIONAL
     )
     average = trained_state(tokenizer) | load_tensors(saved / "ema.safetensors", device)
     taken = ["generator", "average", *_take_discriminators(saved, discriminators, device)]
-    before = load_place(saved)
-    place = Place(
-        images=before.images,
-        images_before=before.images,
-        stages_before=before.stages_before + before.stage + 1,
-        averaged=before.averaged,
-    )
-    said = f"starting from {source} ({', '.join(taken)}; {before.images} images seen){origin.resized}"
+    place = load_place(saved).of_next_run()
+    said = f"starting from {source} ({', '.join(taken)}; {place.images} images seen){origin.resized}"
     return place, average, said
 
 
@@ -116,9 +116,19 @@ def _take_discriminators(
     saved: Path, discriminators: Discriminators | None, device: torch.device
 ) -> list[str]:
     """Fill those discriminators that the checkpoint has too, and name them."""
-    path = saved / "discriminator.safetensors"
+    path = saved / DISCRIMINATOR
     if discriminators is None or not path.is_file():
         return []
+    alone = saved.parent / "tokenizer"
+    anew = f"from the tokenizer alone, init={alone}" if alone.is_dir() else f"by removing {path}"
+    known = json.loads((saved / IDENTITY).read_text()) if (saved / IDENTITY).is_file() else {}
+    for name, ours in discriminators.encoders().items():
+        if known.get(name, ours) != ours:
+            raise LumitokError(
+                f"init: the discriminators of {saved.parent} were trained on an encoder with the hash "
+                f"{known[name]}, and {name} here has {ours}; name the same encoder and weights, or begin "
+                f"with new ones {anew}"
+            )
     state = load_tensors(path, device)
     shared = {name for name, _ in discriminators.named_children()} & {key.split(".")[0] for key in state}
     others = {name.split(".")[0] for name in (*state, *trained_state(discriminators))} - shared
@@ -127,7 +137,7 @@ def _take_discriminators(
     except LumitokError as error:
         raise LumitokError(
             f"init: the discriminators of {saved.parent} are not the recipe's ({error}); give the recipe "
-            f"theirs, or begin with new ones from the tokenizer alone, init={saved.parent / 'tokenizer'}"
+            f"theirs, or begin with new ones {anew}"
         ) from None
     return [f"{name} discriminator" for name in sorted(shared)]
 
@@ -158,7 +168,8 @@ def _check_model(theirs: Any, ours: Any, opened: Path) -> None:
             "from 256 px, and one less for each halving below: choose model.image_size accordingly"
         )
     free = _FREE if theirs.vf_head and ours.vf_head else _FREE | {"vf_channels"}
-    old, new = _flat(theirs.model_dump()), _flat(ours.model_dump())
+    whole = ("timm_kwargs",)
+    old, new = (by_dotted_keys(model.model_dump(), whole) for model in (theirs, ours))
     different = [key for key in new if key not in free and new[key] != old.get(key)]
     if different:
         told = [f"model.{key} is {old.get(key)} there and {new[key]} here" for key in different[:_SHOWN]]
@@ -166,28 +177,6 @@ def _check_model(theirs: Any, ours: Any, opened: Path) -> None:
         raise LumitokError(
             f"init: {opened} is of another model than the recipe's: {'; '.join(told)}{more}. Take the "
             "checkpoint's model with model=init, or change the recipe's"
-        )
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted keys; the encoder's and others' sections key by key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and key != "timm_kwargs":
-            flat |= {f"{key}.{inner}": v for inner, v in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _check_finished(run: Path, last: Path) -> None:
-    """Raise where a run has stages or steps to go."""
-    stages, place = load_any(str(last / "recipe.yaml")).stages, load_place(last / "training")
-    steps = [stage.images // stage.batch_size for stage in stages]
-    if place.step < sum(steps):
-        raise LumitokError(
-            f"init: the run {run} is at step {place.step} of {sum(steps)}; finish it with --resume, or name "
-            f"the checkpoint to begin with, init={last}"
         )
 
 

@@ -20,6 +20,7 @@ from lumitok.tokenizers import Tokenizer, build_tokenizer
 from lumitok.training.adversaries import Discriminators
 from lumitok.training.begin import Changeable, start_accelerator, start_trackers, take_up
 from lumitok.training.checkpoint import (
+    DISCRIMINATOR,
     Best,
     Place,
     check_identity,
@@ -135,11 +136,7 @@ def build_run(
     tokenizer = build_tokenizer(recipe.model, load_weights=not given).to(accelerator.device)
     # Channels last is the layout that bfloat16 kernels want, and 1x1 convolutions on any processor.
     tokenizer.to(memory_format=torch.channels_last)
-    discriminators = Discriminators.of(recipe)
-    if discriminators is not None:
-        discriminators.to(accelerator.device)
-        if discriminators.patch is not None:
-            discriminators.patch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    discriminators = Discriminators.of(recipe, accelerator.device)
     # Every stage's losses and patterns are looked at now, so that no later stage stops for want of a file.
     objectives: list[GeneratorObjective] = []
     for stage in recipe.stages:
@@ -167,7 +164,7 @@ def build_run(
         generator = load_tensors(saved / "generator.safetensors", accelerator.device)
         load_trained_state(tokenizer, generator, taken_up)
         if discriminators is not None:
-            state = load_tensors(saved / "discriminator.safetensors", accelerator.device)
+            state = load_tensors(saved / DISCRIMINATOR, accelerator.device)
             load_trained_state(discriminators, state, taken_up)
         average = load_tensors(saved / "ema.safetensors", accelerator.device)
     elif origin is not None:
@@ -214,11 +211,9 @@ def _identity(
     """What must be the same when the run is taken up again."""
     names = hashlib.sha256("\n".join(pictures.names).encode("utf-8", "surrogateescape")).hexdigest()
     found = {"the pictures": f"{len(pictures)} with names of hash {names[:12]}"}
-    for network in (tokenizer, discriminators):
-        for name, part in frozen_encoders(network).items() if network is not None else ():
-            title = f"the encoder {name}" if network is tokenizer else f"the discriminator's {name}"
-            found[title] = part.weights_hash()[:12]
-    return found
+    for name, part in frozen_encoders(tokenizer).items():
+        found[f"the encoder {name}"] = part.weights_hash()[:12]
+    return found if discriminators is None else found | discriminators.encoders()
 
 
 def _check_batches(recipe: PictureRecipe, world: int) -> None:

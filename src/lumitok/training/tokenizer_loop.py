@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from lumitok.evaluation.image_quality import to_uint8
 from lumitok.foundation import trained_state
 from lumitok.tokenizers import AlignTok
 from lumitok.training.checkpoint import (
+    DISCRIMINATOR,
     Best,
     load_optimizer_tensors,
     load_tensors,
@@ -40,6 +40,7 @@ from lumitok.training.provenance import provenance_of
 from lumitok.training.reference import SemanticReference
 from lumitok.training.seeds import StepDraws, derive_seed, seed_step
 from lumitok.training.setup import Run, start_run
+from lumitok.training.stages import count_step, due, log_means, stages_left, write_final
 from lumitok.training.steps import (
     Part,
     StageState,
@@ -86,9 +87,7 @@ def _train(run: Run) -> None:
     ):
         introduce(run, journal)
         note_bad(run, journal, run.pictures.unreadable)
-        for index in range(run.place.stage, len(recipe.stages)):
-            if index > run.place.stage:
-                run.place = replace(run.place, stage=index, stage_step=0, sums={})
+        for index in stages_left(run, len(steps)):
             _train_stage(run, journal, interruption, recipe.stages[index], steps[index])
         _finish(run, journal)
 
@@ -104,15 +103,7 @@ def _train_stage(
         set_learning_rate(state, learning_rate_factor(stage, place.stage_step, steps))
         parts = next_parts(run, journal, batches)
         train_step(state, parts, place.images)
-        seen = place.images + stage.batch_size
-        run.ema.update(seen, stage.batch_size)
-        run.place = replace(
-            place,
-            averaged=run.ema.steps,
-            stage_step=place.stage_step + 1,
-            step=place.step + 1,
-            images=seen,
-        )
+        count_step(run, stage.batch_size, [run.ema])
         journal.advance(run.place, stage.name)
         report(run, journal, state, save, last=run.place.stage_step == steps)
         leave_if_asked(run.accelerator, journal, interruption, run.place, lambda: save(False))
@@ -143,23 +134,16 @@ def report(run: Run, journal: Journal, state: StageState, save: Callable[[bool],
 
     ``save`` is told whether the held-out pictures came out better than ever.
     """
-    training, step, name = run.recipe.training, run.place.step, state.config.name
-
-    def due(every: int) -> bool:
-        return last or (every > 0 and step % every == 0)
-
-    if due(training.log_every):
-        values = state.sums.means()
-        if run.guard.skipped:
-            values["skipped_steps"] = run.guard.skipped
-        journal.record(run.place, name, "train", values)
+    training, step = run.recipe.training, run.place.step
+    if due(training.log_every, step, last):
+        log_means(run, journal, state.config.name, state.sums)
     with journal.pause():
-        if run.held_out and due(training.grid_every):
+        if run.held_out and due(training.grid_every, step, last):
             _draw(run, journal)
         improved = False
-        if run.held_out and due(training.validate_every):
+        if run.held_out and due(training.validate_every, step, last):
             improved = _measure(run, journal, state.config)
-        if improved or due(training.checkpoint_every):
+        if improved or due(training.checkpoint_every, step, last):
             save(improved)
 
 
@@ -342,7 +326,7 @@ def fill_checkpoint(run: Run, state: StageState, folder: Path) -> None:
     save_tensors(training / "ema.safetensors", run.ema.average)
     save_tensors(training / "generator_optimizer.safetensors", optimizer_tensors(state.optimizer))
     if run.discriminators is not None:
-        save_tensors(training / "discriminator.safetensors", trained_state(run.discriminators))
+        save_tensors(training / DISCRIMINATOR, trained_state(run.discriminators))
     if state.discriminator_optimizer is not None:
         optimizer = optimizer_tensors(state.discriminator_optimizer)
         save_tensors(training / "discriminator_optimizer.safetensors", optimizer)
@@ -367,10 +351,7 @@ def _finish(run: Run, journal: Journal) -> None:
             )
             tokenizer.set_latent_statistics(mean, std, count)
             tokenizer.provenance = provenance_of(run)
-            partial, whole = run.folder / "tokenizer.partial", run.folder / "tokenizer"
-            shutil.rmtree(partial, ignore_errors=True)
-            tokenizer.save_pretrained(partial, bundle_encoder=training.bundle_encoder)
-            shutil.rmtree(whole, ignore_errors=True)
-            partial.rename(whole)
+            save = partial(tokenizer.save_pretrained, bundle_encoder=training.bundle_encoder)
+            write_final(run.folder, {"tokenizer": save})
         journal.say(f"done: {run.folder / 'tokenizer'} (latent statistics from {count} pictures)")
     run.accelerator.wait_for_everyone()
