@@ -17,11 +17,19 @@ from lumitok.data.latents import LatentOrigin
 from lumitok.diffusion import build_network
 from lumitok.errors import LumitokError
 from lumitok.evaluation.cknna import cknna
-from lumitok.evaluation.results import Results
+from lumitok.evaluation.protocol import PictureSet, Protocol
+from lumitok.evaluation.results import Number, Results
 from lumitok.foundation import FoundationEncoder
 from lumitok.foundation.weights import hash_weights
+from lumitok.pipelines import evaluate_layers as layers_module
 from lumitok.pipelines import representation_plan
-from lumitok.pipelines.evaluate_layers import NetworkLayers, evaluate_layers, layers_plot
+from lumitok.pipelines.evaluate_layers import (
+    NetworkLayers,
+    compare_layers,
+    depth_plot,
+    evaluate_layers,
+    layers_plot,
+)
 from lumitok.pipelines.latent_diffusion import LatentDiffusionPipeline
 from tests.pipelines.drawing import TINY, save_run, save_tokenizer
 
@@ -177,6 +185,57 @@ def test_each_number_says_how_it_was_made(tmp_path: Path, data: Path) -> None:
     assert other.numbers[1].protocol.unlike(results.numbers[1].protocol)
     assert (results.kind, results.subject) == ("layers", run)
     assert layers_plot(results).png().startswith(b"\x89PNG")
+
+
+def curves(values: list[float], **changes: Any) -> Results:
+    """Results as :func:`evaluate_layers` gives them of one reference."""
+    made: dict[str, Any] = {
+        "data": PictureSet("val", COUNT, "a" * 64),
+        "latent": "posterior sample",
+        "method": "k 4; spatial tokens at t 0.5, no class, noise by picture, mean over positions",
+        "seed": 0,
+    }
+    protocol = Protocol(**made | changes)
+    numbers = [Number(f"CKNNA, block {i} vs dino", v, protocol) for i, v in enumerate(values, 1)]
+    return Results("layers", "x", numbers, tables={"layers": {"dino": values}})
+
+
+def test_networks_that_were_measured_alike_are_compared() -> None:
+    reg = "k 4; spatial tokens at t 0.5, no class, noise by picture{}, mean over positions"
+    named = [
+        ("one", curves([0.1, 0.2])),
+        ("seed", curves([0.2, 0.3], seed=1)),
+        ("reg", curves([0.3, 0.4], method=reg.format(", class token of timm:vit noised alike"))),
+        ("rae", curves([0.4, 0.5], latent="deterministic")),
+        ("mean", curves([0.5, 0.6], latent="posterior's mean")),
+        ("time", curves([0.6, 0.7], method=reg.format("").replace("0.5", "0.3"))),
+        ("other", curves([0.7, 0.8], data=PictureSet("val", COUNT, "b" * 64))),
+    ]
+    found = compare_layers(named)
+    assert [[name for name, _, _ in one.lines] for one in found] == [
+        ["one", "seed", "reg", "rae"],
+        ["mean"],
+        ["time"],
+        ["other"],
+    ]
+    assert {one.reference for one in found} == {"dino"}
+    assert found[0].lines[2][2] == [0.3, 0.4]
+
+
+def test_blocks_are_numbers_unless_networks_differ_in_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Any, str]] = []
+
+    def points_plot(lines: Any, *, title: str, xlabel: str) -> None:
+        assert title == "t"
+        drawn.append((lines, xlabel))
+
+    monkeypatch.setattr(layers_module, "points_plot", points_plot)
+    depth_plot([("a", [0.1, 0.2]), ("b", [0.3, 0.4])], "t")
+    depth_plot([("a", [0.1, 0.2]), ("b", [0.1, 0.2, 0.3, 0.4])], "t")
+    (alike, blocks), (unlike, share) = drawn
+    assert ([list(line.steps) for line in alike], blocks) == ([[1, 2], [1, 2]], "block")
+    assert [list(line.steps) for line in unlike] == [[0.5, 1], [0.25, 0.5, 0.75, 1]]
+    assert share == "share of the blocks"
 
 
 def test_what_it_refuses(tmp_path: Path, data: Path) -> None:

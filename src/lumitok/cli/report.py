@@ -13,7 +13,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Folders of runs; of a checkpoint or a tokenizer too, which have no curves.",
+            help="Folders of runs, whatever they train; of a checkpoint, a tokenizer or a network too, which "
+            "have no curves.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("runs/report.html"),
@@ -21,7 +22,7 @@ def report(
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder or zip of pictures that every run reconstructs; may be given several times. "
+            help="Folder or zip of pictures that every tokenizer reconstructs; may be given several times. "
             "Without it: the held-out pictures that each run keeps.",
             show_default=False,
         ),

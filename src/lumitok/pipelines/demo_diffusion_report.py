@@ -12,12 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumitok.config import DiffusionRecipe
-from lumitok.config.networks import LightningDiTConfig
 from lumitok.data import open_pictures, validation_batches
 from lumitok.data.latent_store import LatentStore, open_latent_store
-from lumitok.diffusion import DiffusionNetwork
-from lumitok.evaluation.curves import read_history
 from lumitok.evaluation.extractors import Extractor, open_extractor
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.evaluation.nearest import METHOD, Neighbours, nearest_neighbours
@@ -27,10 +23,12 @@ from lumitok.evaluation.progress import show_progress
 from lumitok.evaluation.report import Report
 from lumitok.pipelines.demo_diffusion import DemoDiffusion, of_class
 from lumitok.pipelines.generation_features import extract
+from lumitok.pipelines.network_information import inform_network
 from lumitok.pipelines.reconstruct import open_tokenizer
-from lumitok.pipelines.sample import LISTING, describe
+from lumitok.pipelines.report_networks import network_facts
+from lumitok.pipelines.report_runs import Run, open_runs
+from lumitok.pipelines.sample import LISTING
 from lumitok.tokenizers import Tokenizer
-from lumitok.training.journal import HISTORY
 from lumitok.training.measure import to_pictures
 
 ENCODER = "efficientnet-lite0"
@@ -103,7 +101,7 @@ def look(demo: DemoDiffusion) -> DiffusionLook:
             held_out_own=None if beside is None else _share(beside, names, name),
             trained=names.count(name),
         )
-    return DiffusionLook(classes, extractor.description, _facts(demo, store.count))
+    return DiffusionLook(classes, extractor.description, _facts(demo))
 
 
 @torch.no_grad()
@@ -158,32 +156,19 @@ def _share(found: Neighbours, names: list[str], name: str) -> float:
     return float(100 * sum(names[index] == name for index in nearest) / len(nearest))
 
 
-def _facts(demo: DemoDiffusion, drawings: int) -> dict[str, str]:
-    recipe = demo.recipe()
-    (stage,) = recipe.stages
-    network = recipe.network
-    assert isinstance(network, LightningDiTConfig)  # The demo's own recipe.
-    opened = DiffusionNetwork.from_pretrained(demo.run / "network")
-    size = sum(p.numel() for p in opened.parameters() if p.requires_grad) / 1e6
-    shape = " x ".join(map(str, opened.latent_shape))
-    return {
-        "Network": f"LightningDiT, patch {network.patch}, {network.depth} blocks of {network.width}, "
-        f"{size:.2f} M parameters",
-        "Latents": f"{drawings:,} of {shape}, made by {demo.name}",
-        "Training": _training(demo.run / HISTORY, recipe),
-        "Losses": f"velocity {stage.losses.velocity:g}, cosine {stage.losses.cosine:g}",
-        "Sampling": describe(recipe.samples.sampling),
-    }
+def _facts(demo: DemoDiffusion) -> dict[str, str]:
+    (run,) = open_runs([demo.run])
+    assert run.network is not None  # It has been trained.
+    told = network_facts(run, inform_network(run.name, run.network), demo.name)
+    return {name: text for name, text in told.items() if text} | {"Training": _training(run)}
 
 
-def _training(history: Path, recipe: DiffusionRecipe) -> str:
-    (stage,) = recipe.stages
-    lines = [record for record in read_history(history) if record["kind"] == "train"]
-    speed = median(record["values"]["images_per_second"] for record in lines)
-    seen = lines[-1]["images"]
+def _training(run: Run) -> str:
+    assert run.recipe is not None  # The demo's own.
+    (stage,) = run.recipe.stages
     return (
-        f"{lines[-1]['step']:,} steps of {stage.batch_size} latents, {speed:.3g} latents a second, "
-        f"{seen / speed / 60:.1f} min"
+        f"{run.step:,} steps of {stage.batch_size} latents, {run.images_per_second:.3g} latents a second, "
+        f"{(run.training_seconds or 0) / 60:.1f} min"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -19,7 +19,7 @@ from lumitok.evaluation.cknna import NEIGHBOURS
 from lumitok.evaluation.curves import Series
 from lumitok.evaluation.plots import Plot
 from lumitok.evaluation.points_plot import points_plot
-from lumitok.evaluation.protocol import LATENTS, Latent
+from lumitok.evaluation.protocol import LATENTS, Latent, Protocol
 from lumitok.evaluation.representations import DETERMINISTIC, Blocks, open_encoder
 from lumitok.evaluation.results import Number, Results
 from lumitok.foundation import FoundationEncoder
@@ -28,8 +28,8 @@ from lumitok.losses.alignment import alignment_targets
 from lumitok.pipelines.beside_network import recipe_beside
 from lumitok.pipelines.evaluate_representation import evaluate_representation
 from lumitok.pipelines.latent_diffusion import LatentDiffusionPipeline
-from lumitok.pipelines.network_step import network_step
 from lumitok.pipelines.representation_plan import PAPERS_COUNT
+from lumitok.pipelines.saved_step import network_step
 from lumitok.tokenizers import Tokenizer
 from lumitok.training.seeds import derive_seed
 
@@ -37,6 +37,7 @@ KIND = "layers"
 TABLE = "layers"
 """Table of the results: for each reference the CKNNA of block 1, 2, ..."""
 
+_CLASS_TOKEN = ", class token of {} noised alike"
 _LATENT, _NOISE = 0, 1
 """What a picture's draws are derived with, beside the seed and its number."""
 
@@ -92,7 +93,7 @@ class NetworkLayers(nn.Module):
                 f"the network's class token has {wanted} channels, and the encoder '{encoder.name}' gives "
                 f"{encoder.channels[-1]}; name the one that it was trained with, with --class-encoder"
             )
-        self.detail += f", class token of {encoder.name} noised alike"
+        self.detail += _CLASS_TOKEN.format(encoder.name)
 
     def blocks(self, pixels: Tensor, draws: Sequence[int]) -> Blocks:
         """Return ``block 1``, ``block 2``, ...: tokens (B, N, width) of each."""
@@ -206,11 +207,73 @@ def evaluate_layers(
 
 def layers_plot(results: Results) -> Plot:
     """CKNNA over the depth of the network, a line a reference."""
-    curves: dict[str, list[float]] = results.tables[TABLE]
-    lines = [
-        Series(reference, list(range(1, len(values) + 1)), values) for reference, values in curves.items()
-    ]
-    return points_plot(lines, title="CKNNA by block", xlabel="block")
+    return depth_plot(list(results.tables[TABLE].items()), "CKNNA by block")
+
+
+def depth_plot(lines: Sequence[tuple[str, Sequence[float]]], title: str) -> Plot:
+    """CKNNA over depth, a line (label, values of block 1, 2, ...) each.
+
+    Over the blocks' numbers, as in VFM-VAE's Figure 4; networks of different depths over the share of their
+    blocks that is passed.
+    """
+    depths = {len(values) for _, values in lines}
+    alike = len(depths) == 1
+    drawn = []
+    for label, values in lines:
+        whole = 1 if alike else len(values)
+        drawn.append(Series(label, [place / whole for place in range(1, len(values) + 1)], values))
+    return points_plot(drawn, title=title, xlabel="block" if alike else "share of the blocks")
+
+
+@dataclass
+class Comparison:
+    """Networks whose blocks were compared with the same encoder in the same way.
+
+    Attributes:
+        reference: name of the encoder.
+        protocol: how all values were made; of what may differ, that of the first network.
+        lines: (network, its results, CKNNA of block 1, 2, ...) each.
+    """
+
+    reference: str
+    protocol: Protocol
+    lines: list[tuple[str, Results, list[float]]] = field(default_factory=list)
+
+
+def compare_layers(named: Sequence[tuple[str, Results]]) -> list[Comparison]:
+    """Sort the curves of several networks: together what was measured alike, in the order of networks.
+
+    Args:
+        named: a network's name and what :func:`evaluate_layers` found, each.
+    """
+    found: list[Comparison] = []
+    for name, results in named:
+        protocols = {number.name: number.protocol for number in results.numbers}
+        curves: dict[str, list[float]] = results.tables[TABLE]
+        for reference, values in curves.items():
+            protocol = protocols[_name(1, reference)]
+            mine = next((one for one in found if one.reference == reference and _alike(one, protocol)), None)
+            if mine is None:
+                mine = Comparison(reference, protocol)
+                found.append(mine)
+            mine.lines.append((name, results, values))
+    return found
+
+
+def _alike(comparison: Comparison, protocol: Protocol) -> bool:
+    """Whether values made so belong there, whatever it is that the networks themselves ask for.
+
+    That is the class token that one of REG sees, and latents that have no posterior to draw from.
+    """
+    mine, other = (
+        replace(
+            one,
+            latent=LATENTS["sample"] if one.latent == DETERMINISTIC else one.latent,
+            method=re.sub(_CLASS_TOKEN.format(r"\S+"), "", str(one.method)),
+        )
+        for one in (comparison.protocol, protocol)
+    )
+    return not mine.unlike(other)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -95,7 +95,15 @@ def make_album(runs: Sequence[Run], data: Sequence[Path], count: int) -> Album:
     Returns:
         Pictures that are equal in several runs stand together; a run with others, or with another size,
         has a set of its own.
+
+    Raises:
+        LumitokError: pictures that are damaged, or are given and no run has a tokenizer.
     """
+    if data and all(run.network_alone for run in runs):
+        raise LumitokError(
+            "pictures were given to reconstruct, and what the runs hold are diffusion networks, which "
+            "reconstruct nothing; leave the pictures out, or name the run of their tokenizer too"
+        )
     opened = {}
     for name, path in zip(unique_names(data), data, strict=True):
         pictures = open_pictures(path)
@@ -104,6 +112,8 @@ def make_album(runs: Sequence[Run], data: Sequence[Path], count: int) -> Album:
     notes: list[str] = []
     fingerprints: dict[str, str] = {}
     for run in runs:
+        if run.network_alone:
+            continue
         tokenizer = _open(run, notes)
         if tokenizer is not None and any(results.fingerprint for results in run.results.values()):
             fingerprints[run.name] = tokenizer.fingerprint()

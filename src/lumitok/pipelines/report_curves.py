@@ -22,6 +22,11 @@ TITLES = {
     "patchgan": "Adversarial, PatchGAN",
     "patch_discriminator": "PatchGAN discriminator",
     "feature_matching": "Feature matching",
+    "velocity": "Velocity, mean square error",
+    "cosine": "Velocity, 1 - cosine",
+    "alignment": "Alignment with the encoder",
+    "class_token": "Class token's velocity",
+    "tokenizer_alignment": "Alignment, in the tokenizer's objective",
 }
 MEASURED = {
     "psnr": ("PSNR", "dB"),
@@ -50,8 +55,13 @@ def add_curves(report: Report, runs: Sequence[Run]) -> None:
     labels = _labels(drawn)
     report.section(
         "Curves",
-        "Over the pictures seen. Losses are shown before weighting, as means of the steps since the point "
-        "before; what was held out is measured with the averaged weights, as each run's recipe says."
+        f"Over the {' or '.join(dict.fromkeys(run.seen for run in drawn))} seen. Losses are shown before "
+        "weighting, as means of the steps since the point before"
+        + (
+            "."
+            if all(run.network_alone for run in drawn)
+            else "; what was held out is measured with the averaged weights, as each run's recipe says."
+        )
         + ("" if labels == [r.name for r in drawn] else f" Lines: {_key(drawn, labels)}."),
     )
     report.figures([*_validation(drawn, labels), *_training(drawn, labels)])

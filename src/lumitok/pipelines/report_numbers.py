@@ -20,7 +20,7 @@ from lumitok.evaluation.report import Report
 from lumitok.evaluation.results import Number, Results
 from lumitok.pipelines.report_runs import Run
 
-TITLES = {"latents": "Latent space"}
+TITLES = {"latents": "Latent space", "layers": "Alignment over depth"}
 """Headings of kinds of evaluation that are not simply the kind's name."""
 
 GENERATED = "generation"
@@ -284,6 +284,11 @@ class RunsReport(Report):
         below += _paragraphs([*signs, *((f"{name}.", text) for name, text in missing)])
         above = f'<p class="caption">{escape(group.title)}</p>'
         self._block(above + scrolling(table, group.title) + below)
+        return self
+
+    def small_print(self, label: str, text: str) -> Self:
+        """Add a paragraph in the small type of protocols."""
+        self._block(_paragraphs([(label, text)]))
         return self
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lumitok.evaluation.markup import Figure
 from lumitok.evaluation.pictures import to_pil
 from lumitok.evaluation.report import Report
+from lumitok.pipelines.evaluate_layers import KIND as LAYERS
 from lumitok.pipelines.information import Information
 from lumitok.pipelines.report_album import ERROR_GAIN, Album, Look, Shown, error_of, psnr_of, read_examples
 from lumitok.pipelines.report_runs import Run
@@ -187,10 +188,13 @@ def latent_shape(information: Information) -> str:
 
 def add_evaluation_pictures(report: Report, runs: Sequence[Run]) -> None:
     """Add the PNG files that lie beside the results, each with its name."""
-    if not any(run.pictures for run in runs):
+    # The report draws networks over their depth itself, all in one plot.
+    layers = {stem for run in runs for stem, results in run.results.items() if results.kind == LAYERS}
+    names = {path.stem for run in runs for path in run.pictures} - layers
+    if not names:
         return
     report.section("Pictures of the evaluations", "As the evaluations wrote them, beside their results.")
-    for name in sorted({path.stem for run in runs for path in run.pictures}):
+    for name in sorted(names):
         for run in runs:
             for path in [path for path in run.pictures if path.stem == name]:
                 report.figure(path, name if len(runs) == 1 else f"{name}: {run.name}")

@@ -1,12 +1,12 @@
 """The runs of a report, each read once from its folder.
 
 A run of any kind becomes a :class:`Run`; the sections of the report ask what is there, not of what kind
-it is. Another kind of run is one more function in :data:`READERS`.
+it is: one that trains a tokenizer and a network together has all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -14,13 +14,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lumitok.config import Recipe, load_recipe
+from lumitok.config import AnyRecipe, DiffusionRecipe, EndToEndRecipe, load_any
+from lumitok.config.networks import AnyNetwork
+from lumitok.config.saved import look_for_saved, read_config
+from lumitok.data.latents import LatentOrigin
+from lumitok.diffusion import DiffusionNetwork
 from lumitok.errors import LumitokError
 from lumitok.evaluation.curves import read_history
 from lumitok.evaluation.results import FOLDER, Results
-from lumitok.tokenizers.base import read_config
-from lumitok.training import find_tokenizer
-from lumitok.training.journal import HISTORY
+from lumitok.pipelines.network_information import network_config
+from lumitok.training.journal import HISTORY, SAMPLE_SHEETS
+
+SWEEP = "sweep.json"
+"""What ``lumitok sweep`` calls its table."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,38 @@ class Run:
         examples: held-out pictures (``input``) and their reconstructions, a folder a step, oldest first.
         tokenizer: folder of the newest tokenizer.
         config: of that tokenizer.
+        network: settings of the diffusion network.
+        latents: what is kept beside its weights of the latents that it learnt.
+        samples: pictures drawn on the way, a folder a step, oldest first.
+        sheets: the same, a labelled sheet a step.
+        sweeps: tables of sweeps that lie in the run's folder.
     """
 
     name: str
     path: Path
-    recipe: Recipe | None = None
+    recipe: AnyRecipe | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Results] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     examples: list[Path] = field(default_factory=list)
     tokenizer: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    network: AnyNetwork | None = None
+    latents: LatentOrigin | None = None
+    samples: list[Path] = field(default_factory=list)
+    sheets: list[Path] = field(default_factory=list)
+    sweeps: list[Path] = field(default_factory=list)
+
+    @property
+    def network_alone(self) -> bool:
+        """Whether it holds a diffusion network and no tokenizer, so that it reconstructs nothing."""
+        from_network = self.network is not None and not isinstance(self.recipe, EndToEndRecipe)
+        return from_network and self.tokenizer is None
+
+    @property
+    def seen(self) -> str:
+        """What it is trained on: ``pictures`` or ``latents``."""
+        return "latents" if self.network_alone else "pictures"
 
     @property
     def step(self) -> int | None:
@@ -136,40 +163,46 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 def _read(path: Path, name: str) -> Run:
     if not path.is_dir():
         raise LumitokError(f"there is no run '{path}'; give a folder that `lumitok train` wrote")
-    for reader in READERS:
-        run = reader(path, name)
-        if run is not None:
-            return run
-    raise LumitokError(
-        f"'{path}' is not a run: it has neither {HISTORY} nor a tokenizer; give a folder that "
-        "`lumitok train` wrote"
-    )
-
-
-def _read_tokenizer_run(path: Path, name: str) -> Run | None:
-    """Read a run that trains a tokenizer, one of its checkpoints, or a tokenizer's folder."""
-    try:
-        tokenizer = find_tokenizer(path)
-    except LumitokError:  # A run has none before its first checkpoint.
-        tokenizer = None
-    history, recipe = path / HISTORY, path / "recipe.yaml"
-    if tokenizer is None and not history.is_file():
-        return None
+    # A run has neither before its first checkpoint.
+    tokenizer, network = _saved(path, "tokenizer"), _saved(path, "network")
+    history, written = path / HISTORY, path / "recipe.yaml"
+    if tokenizer is None and network is None and not history.is_file():
+        raise LumitokError(
+            f"'{path}' is not a run: it has neither {HISTORY} nor a tokenizer or a network; give a folder "
+            "that `lumitok train` wrote"
+        )
+    recipe = load_any(str(written)) if written.is_file() else None
+    # Where a tokenizer is trained, its reconstructions lie in `grids`.
+    drawn = "grids" if isinstance(recipe, DiffusionRecipe) else ""
+    drawn = SAMPLE_SHEETS if isinstance(recipe, EndToEndRecipe) else drawn
+    config = network_config(str(network)) if network is not None else getattr(recipe, "network", None)
+    found = [file for file in sorted((path / FOLDER).glob("*.json")) if file.name != SWEEP]
+    tables = {*path.glob(SWEEP), *path.glob(f"*/{SWEEP}"), *path.glob(f"{FOLDER}/*/{SWEEP}")}
     return Run(
         name=name,
         path=path,
-        recipe=load_recipe(str(recipe)) if recipe.is_file() else None,
+        recipe=recipe,
         history=_history(history) if history.is_file() else [],
-        results={file.stem: Results.load(file) for file in sorted((path / FOLDER).glob("*.json"))},
-        pictures=sorted((path / FOLDER).glob("*.png")),
+        results={file.stem: Results.load(file) for file in found},
+        pictures=[file for file in sorted((path / FOLDER).glob("*.png")) if file.stem != Path(SWEEP).stem],
         examples=sorted((path / "examples").glob("step-*")),
         tokenizer=tokenizer,
         config=read_config(tokenizer) if tokenizer is not None else {},
+        network=config,
+        latents=LatentOrigin.load(network) if network is not None else None,
+        samples=sorted((path / "samples").glob("step-*")) if drawn else [],
+        sheets=sorted((path / drawn).glob("step-*.png")) if drawn else [],
+        sweeps=sorted(tables),
     )
 
 
-READERS: tuple[Callable[[Path, str], Run | None], ...] = (_read_tokenizer_run,)
-"""A function a kind of run: what the folder holds, or None where it holds something else."""
+def _saved(path: Path, part: str) -> Path | None:
+    """The newest ``tokenizer`` or ``network`` of a folder, which may be one of them itself."""
+    folder = look_for_saved(path, part)
+    if folder is None:
+        return None
+    is_network = read_config(folder).get("_class_name") in DiffusionNetwork._kinds
+    return folder if is_network == (part == "network") else None
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
