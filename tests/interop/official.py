@@ -103,10 +103,16 @@ def older(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def discriminators() -> dict[str, Tensor]:
+    """An official discriminator of the last stage: heads on a tiny DINO, and a PatchGAN."""
+    patch = Fixture("vfmvae_patchgan").weights
+    return Fixture("vfmvae_disc_dino").weights | {f"patchgan_discriminator.{k}": v for k, v in patch.items()}
+
+
 def checkpoint(path: Path, state: Mapping[str, Any], **others: Any) -> Path:
-    """Write a file as the official training does; G differs from G_ema."""
+    """Write a file as the official training does; G differs from G_ema, D is empty unless it is given."""
     other = {k: v + 1 if isinstance(v, Tensor) else v for k, v in state.items()}
-    content = {"G": other, "D": {"heads.0.cls.weight": torch.zeros(2)}, "G_ema": dict(state)}
+    content = {"G": other, "D": {}, "G_ema": dict(state)}
     torch.save({**content, "training_set_kwargs": {"resolution": 256, "path": "x"}, **others}, path)
     return path
 

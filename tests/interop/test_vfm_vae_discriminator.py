@@ -1,39 +1,34 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lumitok.config import PatchDiscriminatorConfig
-from lumitok.interop.vfm_vae_discriminator import convert_patch
+from lumitok.interop.vfm_vae_discriminator import PATCH, official_keys, patch_key, patch_sizes
 from lumitok.losses.discriminators.patch import PatchDiscriminator
 
 
-def test_the_official_patch_discriminator_numbers_its_scales_from_the_smallest() -> None:
-    names = ["scale0_layer0.0.weight", "scale0_layer1.1.bias", "scale1_layer0.0.bias"]
-    patch, left_out = convert_patch({name: torch.tensor(float(i)) for i, name in enumerate(names)})
-    assert left_out == []
-    assert {name: value.item() for name, value in patch.items()} == {
-        "networks.1.0.conv.weight": 0.0,
-        "networks.1.1.norm.bias": 1.0,
-        "networks.0.0.conv.bias": 2.0,
-    }
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("foundation.heads.3.conv_in.weight", "heads.3.main.0.0.weight_orig"),
+        ("foundation.heads.3.conv_in.weight_u", "heads.3.main.0.0.weight_u"),
+        ("foundation.heads.0.norm_mid.weight", "heads.0.main.1.fn.1.weight"),
+        ("foundation.heads.0.conv_out.bias", "heads.0.cls.bias"),
+        ("foundation.encoder.model.blocks.2.norm1.bias", "dino.model.model.blocks.2.norm1.bias"),
+        # The official scales are numbered from the smallest.
+        ("patch.networks.0.1.norm.bias", "patchgan_discriminator.scale2_layer1.1.bias"),
+        ("patch.networks.2.0.conv.weight", "patchgan_discriminator.scale0_layer0.0.weight"),
+    ],
+)
+def test_official_keys(name: str, key: str) -> None:
+    assert official_keys([name], scales=3) == {name: key}
 
 
-def test_every_weight_has_an_official_name() -> None:
-    ours = PatchDiscriminator(PatchDiscriminatorConfig(channels=2, strided_layers=1)).state_dict()
-    official = {}
-    for key, value in ours.items():
-        _, scale, layer, part, name = key.split(".")
-        place = ("conv", "norm").index(part)
-        official[f"scale{2 - int(scale)}_layer{layer}.{place}.{name}"] = value
-    patch, left_out = convert_patch(official)
-    assert left_out == []
-    assert set(patch) == set(ours)
-    assert all(patch[key] is value for key, value in ours.items())
-
-
-def test_other_keys_are_left_out_by_name() -> None:
-    state = {"scale0_layer0.0.weight": torch.zeros(1), "heads.0.cls.bias": torch.zeros(1)}
-    patch, left_out = convert_patch(state)
-    assert list(patch) == ["networks.0.0.conv.weight"]
-    assert left_out == ["heads.0.cls.bias"]
-    assert convert_patch({}) == ({}, [])
+def test_a_patch_discriminator_s_sizes_are_read_from_its_keys() -> None:
+    sizes = {"channels": 2, "strided_layers": 1, "scales": 2}
+    ours = PatchDiscriminator(PatchDiscriminatorConfig(**sizes)).state_dict()
+    official = {PATCH + patch_key(name, 2): value for name, value in ours.items()}
+    assert len(official) == len(ours)
+    assert patch_sizes(official) == sizes
+    assert patch_sizes({"heads.0.cls.bias": torch.zeros(1)}) == {}

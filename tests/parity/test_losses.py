@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lumitok.config import DiscriminatorConfig, EncoderConfig, PatchDiscriminatorConfig
-from lumitok.interop.vfm_vae_discriminator import convert_heads, convert_patch
+from lumitok.interop.vfm_vae_discriminator import head_key, patch_key
 from lumitok.losses.adversarial import (
     hinge_discriminator,
     hinge_generator,
@@ -120,10 +120,10 @@ def test_batch_norm_local(kind: str, batch: int) -> None:
 
 
 def head_from(n: Fixture) -> DiscriminatorHead:
-    state, left_out = convert_heads({f"heads.0.{key}": value.clone() for key, value in n.weights.items()})
-    assert left_out == []
     head = DiscriminatorHead(n.arguments["channels"])
-    head.load_state_dict({key.removeprefix("0."): value for key, value in state.items()})
+    keys = {name: head_key(f"0.{name}").removeprefix("heads.0.") for name in head.state_dict()}
+    assert set(keys.values()) == set(n.weights)
+    head.load_state_dict({name: n.weights[key].clone() for name, key in keys.items()})
     return head
 
 
@@ -143,13 +143,11 @@ def test_discriminator_head_takes_one_power_iteration_in_training() -> None:
     n = Fixture("vfmvae_disc_head")
     head = head_from(n).train()
     n.check(train_logits=head(n.inputs["features_2"])[:, None])
-    after, _ = convert_heads(
-        {f"heads.0.{key.removeprefix('train_')}": v for key, v in n.outputs.items() if "weight_" in key}
-    )
-    ours = head.state_dict()
-    assert len(after) == 6
-    for key, value in after.items():
-        torch.testing.assert_close(ours[key.removeprefix("0.")], value, rtol=0, atol=n.tolerance)
+    vectors = {name: v for name, v in head.state_dict().items() if "weight_" in name}
+    assert len(vectors) == 6
+    for name, value in vectors.items():
+        after = n.outputs[f"train_{head_key(f'0.{name}').removeprefix('heads.0.')}"]
+        torch.testing.assert_close(value, after, rtol=0, atol=n.tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +173,10 @@ def dino() -> tuple[Fixture, FoundationDiscriminator]:
         augment=False,
     )
     discriminator = FoundationDiscriminator(config).eval()
-    heads, rest = convert_heads(n.weights)
-    discriminator.heads.load_state_dict(heads)
+    keys = {name: head_key(name) for name in discriminator.heads.state_dict()}
+    discriminator.heads.load_state_dict({name: n.weights[key] for name, key in keys.items()})
     prefix = "dino.model.model."
+    rest = n.weights.keys() - set(keys.values())
     assert all(key.startswith(prefix) for key in rest)
     vit_state = {key.removeprefix(prefix): n.weights[key] for key in rest if f"{prefix}norm." not in key}
     discriminator.encoder.model.load_state_dict(vit_state)  # The final norm is read by no tap.
@@ -203,9 +202,9 @@ def patch() -> tuple[Fixture, PatchDiscriminator]:
     sizes = {"channels": "first_channels", "strided_layers": "strided_layers", "scales": "scales"}
     config = PatchDiscriminatorConfig(**{ours: n.arguments[theirs] for ours, theirs in sizes.items()})
     discriminator = PatchDiscriminator(config)
-    state, left_out = convert_patch(n.weights)
-    assert left_out == []
-    discriminator.load_state_dict(state)
+    keys = {name: patch_key(name, config.scales) for name in discriminator.state_dict()}
+    assert set(keys.values()) == set(n.weights)
+    discriminator.load_state_dict({name: n.weights[key] for name, key in keys.items()})
     return n, discriminator
 
 

@@ -22,6 +22,7 @@ TAKES = {
         "encoder_weights",
         "latents_stats",
         "latents_count",
+        "without_discriminators",
         "faults",
     },
     "diffusers": {"image_size", "faults"},
@@ -86,6 +87,10 @@ def import_weights(
         int | None,
         typer.Option(min=1, help="vfm-vae, va-vae: pictures that the statistics were measured on; 10000."),
     ] = None,
+    without_discriminators: Annotated[
+        bool,
+        typer.Option("--without-discriminators", help="vfm-vae: leave the file's discriminators out."),
+    ] = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Networks: the weights as trained (model), not their average (ema).")
     ] = False,
@@ -105,7 +110,8 @@ def import_weights(
 ) -> None:
     """Turn an official checkpoint into a tokenizer folder or a network folder.
 
-    vfm-vae: the released VFM-VAE. va-vae: VA-VAE's checkpoints (LightningDiT), and others of latent
+    vfm-vae: the released VFM-VAE; where the file has discriminators, `train ... init=` takes them up
+    from the folder. va-vae: VA-VAE's checkpoints (LightningDiT), and others of latent
     diffusion's code. diffusers: a folder of an AutoencoderKL, such as the SD-VAE; its scaling and shift
     become the latent's statistics.
 
@@ -122,6 +128,7 @@ def import_weights(
         "encoder_weights": encoder_weights,
         "latents_stats": latents_stats,
         "latents_count": latents_count,
+        "without_discriminators": without_discriminators or None,
         "raw": raw or None,
         "heads": heads,
         "projector_block": projector_block,

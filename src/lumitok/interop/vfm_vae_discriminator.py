@@ -1,63 +1,67 @@
-"""Weights of the official VFM-VAE discriminators, renamed for lumitok's."""
+"""Weights of the official VFM-VAE discriminators, under lumitok's names.
+
+The official ``ProjectedDiscriminator`` has ``heads`` on a frozen DINO (``dino``), and in the last stage a
+PatchGAN (``patchgan_discriminator``). Sizes are equal, nothing is transposed.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-# Official place in a head -> lumitok's name. Sizes are equal, nothing is transposed.
+HEADS, BACKBONE, PATCH = "heads.", "dino.model.model.", "patchgan_discriminator."
+UNREAD = (f"{BACKBONE}norm.weight", f"{BACKBONE}norm.bias")
+"""The backbone's last norm, which no head reads."""
+# lumitok's layer of a head -> the official one.
 LAYERS = {
-    "main.0.0": "conv_in",
-    "main.0.1": "norm_in",
-    "main.1.fn.0": "conv_mid",
-    "main.1.fn.1": "norm_mid",
-    "cls": "conv_out",
+    "conv_in": "main.0.0",
+    "norm_in": "main.0.1",
+    "conv_mid": "main.1.fn.0",
+    "norm_mid": "main.1.fn.1",
+    "conv_out": "cls",
 }
-HEAD_KEY = re.compile(r"heads\.(\d+)\.(" + "|".join(map(re.escape, LAYERS)) + r")\.(\w+)")
-PATCH_KEY = re.compile(r"scale(\d+)_layer(\d+)\.([01])\.(\w+)")
+_PATCH_KEY = re.compile(r"scale(\d+)_layer(\d+)\..*")
 
 
-def convert_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the heads of an official discriminator.
+def head_key(name: str) -> str:
+    """Official key of a name in ``FoundationDiscriminator.heads``, such as ``0.conv_in.weight``."""
+    index, layer, leaf = name.split(".")
+    normalised = leaf == "weight" and layer.startswith("conv")  # Torch's spectral norm keeps the original.
+    return f"{HEADS}{index}.{LAYERS[layer]}.{'weight_orig' if normalised else leaf}"
 
-    Args:
-        state: the official state dict, keys such as ``heads.0.main.0.0.weight_orig``.
 
-    Returns:
-        The state of ``FoundationDiscriminator.heads``, and the keys that are no head's: the frozen
-        backbone, which lumitok reads from its own source.
+def patch_key(name: str, scales: int) -> str:
+    """Official key of a name in ``PatchDiscriminator``, without the PatchGAN's prefix.
+
+    Scale 0 is the smallest there, and the full picture here.
     """
-    heads: dict[str, Tensor] = {}
-    left_out: list[str] = []
-    for key, value in state.items():
-        match = HEAD_KEY.fullmatch(key)
-        if match is None:
-            left_out.append(key)
-            continue
-        index, layer, name = match.groups()
-        heads[f"{index}.{LAYERS[layer]}.{'weight' if name == 'weight_orig' else name}"] = value
-    return heads, left_out
+    _, scale, layer, part, leaf = name.split(".")
+    return f"scale{scales - 1 - int(scale)}_layer{layer}.{('conv', 'norm').index(part)}.{leaf}"
 
 
-def convert_patch(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename an official PatchGAN.
+def official_keys(names: Iterable[str], scales: int) -> dict[str, str]:
+    """Official key of each name in the state of a run's discriminators, frozen encoder included."""
+    keys = {}
+    for name in names:
+        part, inner = name.split(".", 1)
+        if part == "patch":
+            keys[name] = PATCH + patch_key(inner, scales)
+        elif inner.startswith("heads."):
+            keys[name] = head_key(inner.removeprefix("heads."))
+        else:
+            keys[name] = BACKBONE + inner.removeprefix("encoder.model.")
+    return keys
 
-    Args:
-        state: the official state dict, keys such as ``scale2_layer0.0.weight``. Scale 0 is the smallest
-            there, and the full picture here.
 
-    Returns:
-        The state of ``PatchDiscriminator``, and the keys that are none of a PatchGAN's.
-    """
-    matches = {key: PATCH_KEY.fullmatch(key) for key in state}
-    last = max((int(match[1]) for match in matches.values() if match), default=0)
-    patch: dict[str, Tensor] = {}
-    left_out: list[str] = []
-    for key, match in matches.items():
-        if match is None:
-            left_out.append(key)
-            continue
-        scale, layer, part, name = match.groups()
-        patch[f"networks.{last - int(scale)}.{layer}.{('conv', 'norm')[int(part)]}.{name}"] = state[key]
-    return patch, left_out
+def patch_sizes(state: Mapping[str, object]) -> dict[str, int]:
+    """Read the sizes of an official PatchGAN, as ``patch_discriminator`` has them; empty where none is."""
+    found = {key: _PATCH_KEY.fullmatch(key.removeprefix(PATCH)) for key in state if key.startswith(PATCH)}
+    places = [(int(match[1]), int(match[2])) for match in found.values() if match]
+    if not places:
+        return {}
+    first = state.get(f"{PATCH}scale0_layer0.0.weight")
+    sizes = {"scales": 1 + max(scale for scale, _ in places)}
+    sizes["strided_layers"] = max(1, max(layer for _, layer in places) - 1)
+    return sizes | ({"channels": first.shape[0]} if isinstance(first, Tensor) and first.ndim else {})

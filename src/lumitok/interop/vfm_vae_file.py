@@ -19,6 +19,8 @@ from lumitok.interop.vfm_vae_settings import FAMILIES
 
 GENERATORS = {"G_ema": "G_ema", "G": "G, the weights without averaging (there is no G_ema)"}
 """Parts of a checkpoint that hold a generator, the better one first, and what to call them."""
+DISCRIMINATORS = "D"
+"""The part of a checkpoint that holds the discriminators."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,18 @@ def find_generator(content: Mapping[str, Any], source: str) -> Generator:
             f"{source} has no generator: neither G_ema nor G, but {some}; is it the tokenizer's checkpoint?"
         )
     return Generator("the state dict", _named(content, source), [])
+
+
+def find_discriminators(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Find the discriminators' state, bare or under ``state_dict``; empty where the file has none.
+
+    Raises:
+        LumitokError: it is no state dict.
+    """
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    state = content.get(DISCRIMINATORS)
+    return _named(state, source) if isinstance(state, Mapping) else {}
 
 
 def _named(state: Mapping[Any, Any], source: str) -> dict[str, Any]:

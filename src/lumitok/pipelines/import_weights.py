@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumitok.config import VFMVAEConfig
+from lumitok.config import EncoderConfig, VFMVAEConfig
 from lumitok.errors import LumitokError
 from lumitok.interop.faults import Faults, compare
 from lumitok.interop.vfm_vae import (
@@ -31,15 +31,29 @@ from lumitok.interop.vfm_vae_encoder import (
     open_tower,
     tower_faults,
 )
-from lumitok.interop.vfm_vae_file import Generator, find_generator, read_file, read_latent_statistics
+from lumitok.interop.vfm_vae_file import (
+    DISCRIMINATORS,
+    find_discriminators,
+    find_generator,
+    read_file,
+    read_latent_statistics,
+)
 from lumitok.interop.vfm_vae_settings import (
     check_is_generator,
     count_projections,
     official_keys,
     read_settings,
 )
-from lumitok.pipelines.import_folder import ImportReport, Row, check_faults, check_free, write_folder
+from lumitok.pipelines.import_discriminators import (
+    discriminator_rows,
+    read_discriminators,
+    save_discriminators,
+)
+from lumitok.pipelines.import_folder import ImportReport, Row, check_faults, check_free, write_whole
 from lumitok.tokenizers import VFMVAE
+
+DINO = EncoderConfig(name="dino-small-patch16", layers=[3, 6, 9, 12, 0])
+"""What the released discriminator's heads read, in their order."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,8 @@ class Options:
         timm_kwargs: further arguments for ``timm.create_model``.
         latents_stats: file with ``mean`` and ``std`` of the latent's channels.
         latents_count: pictures that those were measured on.
+        without_discriminators: leave the file's discriminators out.
+        discriminator_encoder: what their heads read.
         faults: file to list every wrong key in, one a line, if the checkpoint is refused.
     """
 
@@ -66,11 +82,13 @@ class Options:
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
     latents_stats: Path | None = None
     latents_count: int = 10_000
+    without_discriminators: bool = False
+    discriminator_encoder: EncoderConfig = field(default_factory=lambda: DINO)
     faults: Path | None = None
 
 
 def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> ImportReport[VFMVAEConfig]:
-    """Convert an official VFM-VAE checkpoint to a tokenizer folder.
+    """Convert an official VFM-VAE checkpoint to a tokenizer folder, its discriminators beside it.
 
     Nothing in the file is executed. The folder appears whole or not at all.
 
@@ -87,7 +105,8 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     """
     options = options or Options()
     check_free(out)
-    found = find_generator(read_file(file), f"'{file}'")
+    content = read_file(file)
+    found, judged = find_generator(content, f"'{file}'"), find_discriminators(content, f"'{file}'")
     state, named_size = number_blocks(found.state)
     own = {key: value for key, value in state.items() if not key.startswith(ENCODER_PREFIX)}
     check_is_generator(own, f"'{file}'")
@@ -97,6 +116,9 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     for kind, inside in tower_faults(tower, settings.encoder).items():
         faults[kind] += inside
     check_faults(f"'{file}' does not hold a VFM-VAE generator that lumitok knows", faults, options.faults)
+    judges = None
+    if judged and not options.without_discriminators:
+        judges = read_discriminators(judged, options.discriminator_encoder, f"'{file}'", options.faults)
     statistics = None
     if options.latents_stats is not None:
         statistics = read_latent_statistics(options.latents_stats, settings.latent_channels)
@@ -106,14 +128,21 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     _load(tokenizer, ours)
     if statistics is not None:
         tokenizer.set_latent_statistics(*statistics, options.latents_count)
-    write_folder(tokenizer, out, bundle=chosen.bundle)
+
+    def save(folder: Path) -> None:
+        tokenizer.save_pretrained(folder, bundle_encoder=chosen.bundle)
+        if judges is not None:
+            save_discriminators(judges, folder)
+
+    write_whole(save, out)
     layout = "blocks numbered" if named_size is None else "the older layout, blocks named by their side"
     rows = [
         Row("read", len(state), f"{found.part} of {file.name}, {layout}"),
         Row("converted", len(ours), f"{sum(tokenizer.parts().values()) / 1e6:.2f} million parameters"),
-        *_dropped(own, found),
+        *_dropped(own, [part for part in found.others if part != DISCRIMINATORS or judges is None]),
         Row("sizes", 0, _sizes(settings)),
         *_encoder_rows(tower, chosen),
+        *discriminator_rows(judges, len(judged)),
     ]
     if statistics is not None:
         rows.append(Row("statistics", 2, f"the latent's statistics, over {options.latents_count} pictures"))
@@ -176,13 +205,13 @@ def _load(tokenizer: VFMVAE, state: dict[str, Tensor]) -> None:
     tokenizer.eval()
 
 
-def _dropped(own: Mapping[str, Any], found: Generator) -> list[Row]:
+def _dropped(own: Mapping[str, Any], others: list[str]) -> list[Row]:
     counts = Counter(kind for key in own for kind in CONSTANTS if key.endswith(kind))
     named = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     about = f"{named}: constants that lumitok builds itself or never uses"
     rows = [Row("dropped", counts.total(), about)]
-    if found.others:
-        rows.append(Row("not read", 0, f"the file's {', '.join(found.others)}"))
+    if others:
+        rows.append(Row("not read", 0, f"the file's {', '.join(others)}"))
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lumitok.config import LossConfig, PictureRecipe
-from lumitok.foundation import frozen_prefixes
+from lumitok.foundation import frozen_encoders, frozen_prefixes
 from lumitok.losses.adversarial import (
     hinge_discriminator,
     hinge_discriminator_scales,
@@ -56,14 +56,33 @@ class Discriminators(nn.Module):
         self.patch = patch
 
     @classmethod
-    def of(cls, recipe: PictureRecipe) -> Discriminators | None:
-        """Build those that a stage of the recipe uses; None where no stage uses one."""
+    def of(cls, recipe: PictureRecipe, device: torch.device | None = None) -> Discriminators | None:
+        """Build those that a stage of the recipe uses; None where no stage uses one.
+
+        Args:
+            recipe: the run's.
+            device: where to put them, the PatchGAN channels last; None: they stay where they are made.
+        """
         foundation = patch = None
         if recipe.discriminator is not None and any(stage.losses.gan > 0 for stage in recipe.stages):
             foundation = FoundationDiscriminator(recipe.discriminator)
         if recipe.patch_discriminator is not None and any(s.losses.patchgan > 0 for s in recipe.stages):
             patch = PatchDiscriminator(recipe.patch_discriminator)
-        return None if foundation is None and patch is None else cls(foundation, patch)
+        if foundation is None and patch is None:
+            return None
+        found = cls(foundation, patch)
+        if device is not None:
+            found.to(device)
+            if patch is not None:
+                patch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return found
+
+    def encoders(self) -> dict[str, str]:
+        """Short hashes of the frozen encoders' weights, by what a checkpoint names them."""
+        return {
+            f"the discriminator's {name}": part.weights_hash()[:12]
+            for name, part in frozen_encoders(self).items()
+        }
 
     @property
     def patch_loss(self) -> PatchLoss:
