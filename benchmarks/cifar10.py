@@ -33,11 +33,10 @@ CURVES = {"weight 1": "aligntok-2", "weight 0": "aligntok-2-weight-0"}
 PERCEPTUAL = "efficientnet-lite2"
 """No training sees this network, so it judges all of them alike."""
 REFERENCE = EncoderConfig(name="efficientnet-lite2", scale=4.0)
-PROBE_PICTURES = 10_000
-TEST_PICTURES = 4_000
-CURVE_PICTURES = 2_000
-"""Of either kind, for a point of a curve."""
-CKNNA_PICTURES = 2_000
+PROBE_PICTURES, TEST_PICTURES, CKNNA_PICTURES = 5_000, 2_000, 1_000
+CURVE_PROBE_PICTURES, CURVE_TEST_PICTURES = 2_000, 1_000
+CURVE_STEPS = (100, 200, 400, 700)
+"""Of stage 2; the curves begin with the end of stage 1."""
 
 
 def train(name: str, out: Path, pictures: Path, held_out: Path) -> Path:
@@ -70,10 +69,12 @@ def first_pictures(source: Path, count: int, out: Path) -> Path:
 
 def measured(subject: Path, train: Path, test: Path, *, curve: bool = False) -> tuple[Results, Results]:
     """Measure a run or a checkpoint, or read what was measured before; a point of a curve needs less."""
+    from lumitok.evaluation.representations import TokenizerLatent
     from lumitok.pipelines.evaluate_reconstruction import evaluate_reconstruction
     from lumitok.pipelines.evaluate_representation import evaluate_representation
+    from lumitok.pipelines.reconstruct import open_tokenizer
 
-    count = CURVE_PICTURES if curve else TEST_PICTURES
+    count = CURVE_TEST_PICTURES if curve else TEST_PICTURES
     test = first_pictures(test, count, subject.parents[2 if curve and "step-" in subject.name else 0])
     found = []
     for kind in ("reconstruction", "representation"):
@@ -81,14 +82,16 @@ def measured(subject: Path, train: Path, test: Path, *, curve: bool = False) -> 
         if not path.is_file():
             if kind == "reconstruction":
                 results = evaluate_reconstruction(
-                    str(subject), test, count=500 if curve else None, metrics=("psnr", "ssim", "l1"),
+                    str(subject), test, metrics=("psnr", "ssim", "l1"),
                     perceptual_encoder=None if curve else PERCEPTUAL,
                 )  # fmt: skip
             else:
+                # The latent alone, not the tokenizer: its encoder's own features are of no interest here.
+                latent = TokenizerLatent(open_tokenizer(str(subject)).eval(), "mean", 0)
                 results = evaluate_representation(
-                    str(subject), test, train_data=train, references=() if curve else (REFERENCE,),
-                    count=64 if curve else CKNNA_PICTURES, latent="mean", changes=False,
-                    probe=ProbeSettings(seed=0), train_count=count if curve else PROBE_PICTURES, memory=8.0,
+                    latent, test, train_data=train, size=32, references=() if curve else (REFERENCE,),
+                    count=CKNNA_PICTURES, changes=False, probe=ProbeSettings(seed=0),
+                    train_count=CURVE_PROBE_PICTURES if curve else PROBE_PICTURES, memory=8.0,
                 )  # fmt: skip
             results.save(path)
         found.append(Results.load(path))
@@ -119,7 +122,7 @@ def table(out: Path, names: Sequence[str], train: Path, test: Path) -> list[str]
             f"| {value(near, 'PSNR'):.2f} dB | {value(near, 'SSIM'):.3f} "
             f"| {value(near, PERCEPTUAL):.3f} | {value(meaning, 'linear probe, latent', 'flattened'):.1f} % "
             f"| {value(meaning, 'linear probe, latent', 'mean-pooled'):.1f} % "
-            f"| {value(meaning, 'CKNNA', 'latent'):.3f} |"
+            f"| {value(meaning, 'CKNNA'):.3f} |"
         )
     return lines
 
@@ -151,9 +154,7 @@ def curves(out: Path, train: Path, test: Path, figure: Path) -> list[str]:
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for title, name in CURVES.items():
         begin = {0: out / AFTER[name]}
-        steps = {
-            int(p.name.removeprefix("step-")): p for p in (out / name / "checkpoints").glob("step-????????")
-        }
+        steps = {step: out / name / "checkpoints" / f"step-{step:08d}" for step in CURVE_STEPS}
         found[title] = {}
         for step, subject in sorted((begin | steps).items()):
             near, meaning = measured(subject, train, test, curve=True)

@@ -1,24 +1,38 @@
-"""Decoding in tiles against decoding in one go, as the picture grows: time and memory.
+"""Tiles against the whole picture: time and memory as it grows, and how far apart the pictures are.
 
 Memory is what the process held at its peak above what it held before (on CUDA: what the allocator handed
 out), each run in a process of its own. Turns: how often the tiles are run (``enable_tiling``).
 
+How near tiles come depends on what the network has learnt, so it is measured on trained tokenizers: a photo
+is encoded (the posterior's mean) and decoded in one go and in tiles, both are rounded to 8 bits, and the
+differences are counted in grey levels, those where two tiles are blended once more by themselves.
+
     python benchmarks/tiling.py
+    python benchmarks/tiling.py --checkpoint runs/mine [--picture photo.png] [--tile 256] [--overlap 64]
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import resource
 import sys
 import time
+from itertools import pairwise
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lumitok.config import AlignTokConfig, EncoderConfig
+from lumitok.data import read_picture
+from lumitok.evaluation.image_quality import to_uint8
+from lumitok.pipelines.reconstruct import open_tokenizer
 from lumitok.tokenizers import build_tokenizer
 from lumitok.tokenizers.autoencoder import Autoencoder
+from lumitok.tokenizers.tiling import spans
 
 SIDES = [256, 512, 768, 1024]
 TILE, OVERLAP = 256, 64
@@ -59,8 +73,63 @@ def run(side: int, turns: int | None, pipe: Connection) -> None:
     pipe.send((time.perf_counter() - start, peak() - before))
 
 
+def photo(picture: Path | None) -> Tensor:
+    """A picture (1, 3, H, W) in [-1, 1]; by default scikit-image's astronaut, 512 x 512."""
+    if picture is None:
+        from skimage.data import astronaut
+
+        pixels = torch.from_numpy(astronaut())
+    else:
+        pixels = torch.from_numpy(np.array(read_picture(picture)))
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.no_grad()
+def compare(checkpoint: str, picture: Path | None, tile: int, overlap: int) -> None:
+    """Print how far a tokenizer's tiled reconstruction lies from the untiled one."""
+    tokenizer = open_tokenizer(checkpoint)
+    assert isinstance(tokenizer, Autoencoder), f"{checkpoint} has no tiling"
+    tokenizer.eval()
+    x = photo(picture)
+    whole = to_uint8(tokenizer.decode(tokenizer.encode(x).latent_dist.mode()).sample).int()
+    rows, columns = (blended(side, tile, overlap, tokenizer.encoded_multiple) for side in x.shape[-2:])
+    seam = rows[:, None] | columns
+    name = "scikit-image's astronaut" if picture is None else picture.name
+    print(f"{checkpoint}, {name}, {x.shape[-1]} x {x.shape[-2]} px, tiles of {tile} px, overlap {overlap} px")
+    print(f"{'turns':>5} {'largest':>8} {'mean':>6} {'mean, blended':>14} {'more than 1 apart':>18}")
+    for turns in (1, 4, 8):
+        tokenizer.enable_tiling(tile, overlap, turns)
+        tiled = to_uint8(tokenizer.decode(tokenizer.encode(x).latent_dist.mode()).sample).int()
+        apart = (tiled - whole).abs().amax(1)[0].double()
+        print(
+            f"{turns:>5} {int(apart.max()):>8} {apart.mean():>6.2f} {apart[seam].mean():>14.2f} "
+            f"{(apart > 1).double().mean():>17.1%}",
+            flush=True,
+        )
+
+
+def blended(side: int, tile: int, overlap: int, step: int) -> Tensor:
+    """Which pixels of a side two tiles share in the result."""
+    found = torch.zeros(side, dtype=torch.bool)
+    for before, after in pairwise(spans(side + -side % step, tile, overlap, step)):
+        middle = (after.start + before.stop) / 2
+        found[int(middle - overlap / 4) : int(middle + overlap / 4)] = True
+    return found
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--checkpoint", help="a trained tokenizer: compare pictures in place of time and memory"
+    )
+    parser.add_argument("--picture", type=Path, help="the picture; by default scikit-image's astronaut")
+    parser.add_argument("--tile", type=int, default=TILE, help="side of a tile, px")
+    parser.add_argument("--overlap", type=int, default=OVERLAP, help="what neighbours share, px")
+    chosen = parser.parse_args()
+    if chosen.checkpoint is not None:
+        compare(chosen.checkpoint, chosen.picture, chosen.tile, chosen.overlap)
+        return
     context = multiprocessing.get_context("spawn")
     print(f"decode, tiles of {TILE} px, overlap {OVERLAP} px, float32, one thread, batch 1")
     print(f"{'side':>5} {'turns':>9} {'seconds':>8} {'MiB':>7}")
