@@ -1,20 +1,25 @@
-"""The family side by side on CIFAR-10: trains, measures, prints docs/cifar10.md's tables, draws its figure.
+"""The family side by side on CIFAR-10: trains, measures, prints docs/cifar10.md's tables, draws its figures.
 
     python benchmarks/cifar10.py --train cifar10-train.zip --test cifar10-test.zip
 
 The two are zips of pictures with a folder a class. What a run or a measurement has left in ``--out`` is used
 and not made again, so a stopped command goes on where it was. A recipe takes about a quarter of an hour on
-one core: several commands with OMP_NUM_THREADS=1 and different ``--only`` share a machine.
+one core: several commands with OMP_NUM_THREADS=1 and different ``--only`` share a machine, but none may need
+a run that another is still training (AlignTok's stages begin with one another).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from lumitok.config import EncoderConfig, load_recipe
+from lumitok.evaluation.image_quality import to_uint8
 from lumitok.evaluation.probe import ProbeSettings
 from lumitok.evaluation.results import Results
 
@@ -57,13 +62,15 @@ def first_pictures(source: Path, count: int, out: Path) -> Path:
     target = out / f"{source.stem}-{count}.zip"
     if not target.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(source) as whole, zipfile.ZipFile(target, "w") as part:
+        partial = target.with_suffix(f".{os.getpid()}.partial")  # Another command may be making it too.
+        with zipfile.ZipFile(source) as whole, zipfile.ZipFile(partial, "w") as part:
             classes: dict[str, list[str]] = {}
             for name in sorted(name for name in whole.namelist() if not name.endswith("/")):
                 classes.setdefault(name.rpartition("/")[0], []).append(name)
             for names in classes.values():
                 for name in names[: count // len(classes)]:
                     part.writestr(name, whole.read(name))
+        partial.rename(target)
     return target
 
 
@@ -74,11 +81,13 @@ def measured(subject: Path, train: Path, test: Path, *, curve: bool = False) -> 
     from lumitok.pipelines.evaluate_representation import evaluate_representation
     from lumitok.pipelines.reconstruct import open_tokenizer
 
-    count = CURVE_TEST_PICTURES if curve else TEST_PICTURES
+    count, probe = TEST_PICTURES, PROBE_PICTURES
+    if curve:
+        count, probe = CURVE_TEST_PICTURES, CURVE_PROBE_PICTURES
     test = first_pictures(test, count, subject.parents[2 if curve and "step-" in subject.name else 0])
     found = []
     for kind in ("reconstruction", "representation"):
-        path = subject / "evaluation" / f"cifar10-{kind}{'-curve' if curve else ''}.json"
+        path = subject / "evaluation" / f"cifar10-{kind}-{count}-{probe}.json"
         if not path.is_file():
             if kind == "reconstruction":
                 results = evaluate_reconstruction(
@@ -91,7 +100,7 @@ def measured(subject: Path, train: Path, test: Path, *, curve: bool = False) -> 
                 results = evaluate_representation(
                     latent, test, train_data=train, size=32, references=() if curve else (REFERENCE,),
                     count=CKNNA_PICTURES, changes=False, probe=ProbeSettings(seed=0),
-                    train_count=CURVE_PROBE_PICTURES if curve else PROBE_PICTURES, memory=8.0,
+                    train_count=probe, memory=8.0,
                 )  # fmt: skip
             results.save(path)
         found.append(Results.load(path))
@@ -110,9 +119,9 @@ def value(results: Results, *words: str) -> float:
 def table(out: Path, names: Sequence[str], train: Path, test: Path) -> list[str]:
     """One row a tokenizer."""
     lines = [
-        "| Tokenizer | Trainable | PSNR | SSIM | Perceptual | Probe, flattened | Probe, pooled | CKNNA |"
+        "| Tokenizer | Trainable | PSNR | SSIM | Perceptual | Probe | CKNNA |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
     for title, name in RECIPES.items():
         if name not in names:
             continue
@@ -121,7 +130,6 @@ def table(out: Path, names: Sequence[str], train: Path, test: Path) -> list[str]
             f"| {title} | {trainable(out / name):.2f} M "
             f"| {value(near, 'PSNR'):.2f} dB | {value(near, 'SSIM'):.3f} "
             f"| {value(near, PERCEPTUAL):.3f} | {value(meaning, 'linear probe, latent', 'flattened'):.1f} % "
-            f"| {value(meaning, 'linear probe, latent', 'mean-pooled'):.1f} % "
             f"| {value(meaning, 'CKNNA'):.3f} |"
         )
     return lines
@@ -175,8 +183,29 @@ def curves(out: Path, train: Path, test: Path, figure: Path) -> list[str]:
     return lines
 
 
+def sheet(out: Path, names: Sequence[str], test: Path) -> Image.Image:
+    """The first test picture of each class, and what each tokenizer makes of it."""
+    import torch
+
+    from lumitok.evaluation.picture_sets import open_picture_set
+    from lumitok.evaluation.pictures import grid
+    from lumitok.pipelines.reconstruct import open_tokenizer
+
+    source = open_picture_set(first_pictures(test, 10, out), size=32)
+    pixels = torch.cat([batch for batch, _ in source.batches(range(10), 10)])
+    rows, labels = [list(pixels)], ["original"]
+    for title, name in RECIPES.items():
+        if name in names:
+            tokenizer = open_tokenizer(str(out / name)).eval()
+            with torch.no_grad():
+                back = tokenizer.reconstruct(pixels.float() / 127.5 - 1)
+            rows.append(list(to_uint8(back)))
+            labels.append(title)
+    return grid(rows, labels=labels, cell=64)
+
+
 def main() -> None:
-    """Train, measure, print."""
+    """Train, measure, print, draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -191,12 +220,15 @@ def main() -> None:
         print("left out: it needs CIFAR-10 as pictures; see --help")
         return
     names = chosen.only or [*RECIPES.values(), "curves"]
-    for name in names:
-        if name != "curves":
-            for needed in (AFTER.get(AFTER.get(name, ""), ""), AFTER.get(name, ""), name):
-                if needed:
-                    train(needed, chosen.out, chosen.train, chosen.test)
+    wanted = [name for name in names if name != "curves"] + (
+        list(CURVES.values()) if "curves" in names else []
+    )
+    for name in wanted:
+        for needed in (AFTER.get(AFTER.get(name, ""), ""), AFTER.get(name, ""), name):
+            if needed:
+                train(needed, chosen.out, chosen.train, chosen.test)
     print("\n".join(table(chosen.out, names, chosen.train, chosen.test)))
+    sheet(chosen.out, names, chosen.test).save(chosen.out / "pictures.png")
     if "curves" in names:
         print()
         print("\n".join(curves(chosen.out, chosen.train, chosen.test, chosen.out / "preservation.png")))

@@ -5,7 +5,8 @@ out), each run in a process of its own. Turns: how often the tiles are run (``en
 
 How near tiles come depends on what the network has learnt, so it is measured on trained tokenizers: a photo
 is encoded (the posterior's mean) and decoded in one go and in tiles, both are rounded to 8 bits, and the
-differences are counted in grey levels, those where two tiles are blended once more by themselves.
+differences, of a pixel's worst channel, are counted in grey levels, those where two tiles are blended once
+more by themselves.
 
     python benchmarks/tiling.py
     python benchmarks/tiling.py --checkpoint runs/mine [--picture photo.png] [--tile 256] [--overlap 64]
@@ -91,8 +92,12 @@ def compare(checkpoint: str, picture: Path | None, tile: int, overlap: int) -> N
     assert isinstance(tokenizer, Autoencoder), f"{checkpoint} has no tiling"
     tokenizer.eval()
     x = photo(picture)
+    if max(x.shape[-2:]) <= tile:
+        raise SystemExit(
+            f"the picture has {x.shape[-1]} x {x.shape[-2]} px and is one tile of {tile}; lower --tile"
+        )
     whole = to_uint8(tokenizer.decode(tokenizer.encode(x).latent_dist.mode()).sample).int()
-    rows, columns = (blended(side, tile, overlap, tokenizer.encoded_multiple) for side in x.shape[-2:])
+    rows, columns = (blended(side, tile, overlap, tokenizer.size_multiple) for side in x.shape[-2:])
     seam = rows[:, None] | columns
     name = "scikit-image's astronaut" if picture is None else picture.name
     print(f"{checkpoint}, {name}, {x.shape[-1]} x {x.shape[-2]} px, tiles of {tile} px, overlap {overlap} px")

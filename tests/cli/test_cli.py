@@ -105,6 +105,10 @@ def test_reconstruct_prints_a_row_a_picture(tiny_recipe: dict[str, Any], tmp_pat
     assert {path.name for path in out.iterdir()} == {"one-reconstruction.png", "two-reconstruction.png"}
     for word in ("one-reconstruction.png", "two-reconstruction.png", "PSNR (dB)", "SSIM", "ADM's crop"):
         assert word in text
+    whole = ["--whole", "--tile", "64", "--out", str(tmp_path / "whole")]
+    assert "in tiles of 64 px" in run("reconstruct", str(tmp_path / "tokenizer"), str(pictures[0]), *whole)
+    with Image.open(tmp_path / "whole/one-reconstruction.png") as sheet:
+        assert sheet.height > 80
 
 
 def test_doctor_says_what_is_here() -> None:

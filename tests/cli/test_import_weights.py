@@ -57,6 +57,17 @@ def test_the_table_says_what_was_done(file: Path, tmp_path: Path) -> None:
     assert Tokenizer.from_pretrained(tmp_path / "out").settings.latents_count == 77
 
 
+def test_unknown_discriminators_do_not_stand_in_the_way(file: Path, tmp_path: Path) -> None:
+    content = torch.load(file)
+    torch.save(content | {"D": {"stranger": torch.zeros(1)}}, file)
+    result = CliRunner().invoke(app, arguments(file), env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    assert "discriminators 1 left out, for lumitok does not know them: 1 unexpected (stranger)" in words
+    assert "the file's G, training_set_kwargs" in words
+    assert Tokenizer.from_pretrained(tmp_path / "out").settings.image_size == 256
+
+
 def test_all_faults_go_to_a_file(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"synthesis.x": torch.zeros(1)}, file)
     error = refuse(capsys, *arguments(file, "--faults", str(tmp_path / "faults.txt")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from lumitok.config import EncoderConfig, Recipe, load_recipe
 from lumitok.errors import LumitokError
-from lumitok.interop.faults import WrongFileError
+from lumitok.pipelines import import_discriminators
 from lumitok.pipelines.import_folder import ImportReport
+from lumitok.pipelines.import_ldm import LDMOptions, import_va_vae
 from lumitok.pipelines.import_weights import Options, import_vfm_vae
+from lumitok.tokenizers import Tokenizer
+from lumitok.training.checkpoint import check_identity
 from lumitok.training.setup import Run, start_run
-from tests.interop import official
+from tests.interop import kl, official
 from tests.parity.fixtures import Fixture
 
 DINO = {
@@ -26,7 +30,13 @@ DINO = {
     "layers": [3, 6, 9, 12, 0],
     "timm_kwargs": {"img_size": 64, "embed_dim": 24, "depth": 12, "num_heads": 2},
 }
+LAYERS = "the layers of the discriminator's foundation.encoder"
 JUDGES = "training/discriminator.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_discriminators, "DINO", EncoderConfig.model_validate(DINO))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,6 @@ def judges() -> dict[str, Tensor]:
 def imported(folder: Path, generator: dict[str, Any], judges: Any, **changes: Any) -> ImportReport[Any]:
     file = official.checkpoint(folder / "official.pth", generator, D=judges)
     values: dict[str, Any] = {"layers": official.LAYERS, "timm_kwargs": official.TIMM}
-    values["discriminator_encoder"] = EncoderConfig.model_validate(DINO)
     return import_vfm_vae(file, folder / "out", Options(**values | changes))
 
 
@@ -99,12 +108,25 @@ def test_a_run_takes_them_up(generator: dict[str, Any], judges: dict[str, Tensor
     assert load_file(tmp_path / "out" / JUDGES).keys() == {
         name for name in ours if not name.startswith("foundation.encoder.")
     }
-    # The same heads on other weights of the encoder.
+    # The same heads on other weights of the encoder, or on other layers of the same width.
     other = tuned_again(tmp_path, "discriminator.encoder.weights=random")
-    with pytest.raises(
-        LumitokError, match=r"trained on an encoder with the hash .* by removing .*out/training"
-    ):
+    said = r"foundation.encoder, of hash \w+ there and of hash \w+ here; .* by removing .*out/training"
+    with pytest.raises(LumitokError, match=said):
         begun(other)
+    turned = tuned_again(tmp_path, "discriminator.encoder.layers=[0,3,6,9,12]")
+    with pytest.raises(LumitokError, match=r"\[3, 6, 9, 12, 0\] there and \[0, 3, 6, 9, 12\] here"):
+        begun(turned)
+    saved = tmp_path / "out" / "training"
+    resumed = {name: value for name, value in run.identity.items() if "discriminator" in name}
+    check_identity(saved, resumed)
+    with pytest.raises(LumitokError, match=r"the layers of the discriminator's foundation.encoder changed"):
+        check_identity(saved, resumed | {LAYERS: [0, 3, 6, 9, 12]})
+    # A folder from before says nothing of layers.
+    known = json.loads((saved / "identity.json").read_text())
+    del known[LAYERS]
+    (saved / "identity.json").write_text(json.dumps(known))
+    assert "with foundation discriminator" in begun(turned).began
+    check_identity(saved, resumed)
 
 
 def tuned_again(folder: Path, *changes: str) -> Recipe:
@@ -119,31 +141,92 @@ def test_without_any_a_run_begins_with_new_ones(
     assert begun(tuned(tmp_path, judges)).began.endswith("out, with new discriminators")
 
 
-def test_they_may_be_left_out_and_an_earlier_stage_has_no_patchgan(
+def test_an_earlier_stage_has_no_patchgan(
     generator: dict[str, Any], judges: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    left = told(imported(tmp_path / "a", generator, judges, without_discriminators=True))
-    assert left["discriminators"] == (0, "left out")
-    assert not (tmp_path / "a/out/training").exists()
     heads = {key: value for key, value in judges.items() if not key.startswith("patchgan")}
-    imported(tmp_path / "b", generator, heads)
-    assert all(name.startswith("foundation.heads.") for name in load_file(tmp_path / "b/out" / JUDGES))
+    imported(tmp_path, generator, heads)
+    assert all(name.startswith("foundation.heads.") for name in load_file(tmp_path / "out" / JUDGES))
 
 
-def test_every_wrong_key_is_named_and_nothing_written(
+def test_unknown_ones_are_left_out_and_every_wrong_key_is_named(
     generator: dict[str, Any], judges: dict[str, Tensor], tmp_path: Path
 ) -> None:
     gone, short = "patchgan_discriminator.scale1_layer4.0.bias", "heads.2.cls.bias"
     wrong = {key: value for key, value in judges.items() if key != gone}
-    wrong |= {short: torch.zeros(2), "heads.0.cmapper.weight": torch.zeros(1)}
-    with pytest.raises(WrongFileError, match="discriminators that lumitok does not know") as caught:
-        imported(tmp_path, generator, wrong)
-    assert caught.value.faults == [
+    strangers: dict[Any, Any] = {short: torch.zeros(2), "heads.0.cmapper.weight": torch.zeros(1), 7: None}
+    rows = told(imported(tmp_path, generator, wrong | strangers, faults=tmp_path / "faults.txt"))
+    assert rows["discriminators"] == (
+        len(judges) + 1,
+        f"left out, for lumitok does not know them: 1 missing ({gone}); "
+        f"2 unexpected (heads.0.cmapper.weight, 7); 1 of another shape ({short} [2], wanted [1])",
+    )
+    assert rows["not read"][1] == "the file's G, training_set_kwargs"
+    assert (tmp_path / "faults.txt").read_text().splitlines() == [
         f"missing: {gone}",
         "unexpected: heads.0.cmapper.weight",
+        "unexpected: 7",
         f"of another shape: {short} [2], wanted [1]",
     ]
-    assert "--without-discriminators" in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "training").exists()
+    assert Tokenizer.from_pretrained(tmp_path / "out").settings.latent_channels == 8
+
+
+# VA-VAE's ---------------------------------------------------------------------------------------
+
+
+def va_vae(folder: Path, judge: dict[str, Tensor]) -> ImportReport[Any]:
+    content = {**kl.va_vae()[1], **{f"loss.discriminator.{key}": value for key, value in judge.items()}}
+    torch.save({"state_dict": content}, folder / "vavae.pt")
+    return import_va_vae(folder / "vavae.pt", folder / "out", LDMOptions(image_size=32))
+
+
+def test_a_run_takes_up_the_patchgan_of_a_va_vae(tmp_path: Path) -> None:
+    fixture = Fixture("taming_patchgan")
+    rows = told(va_vae(tmp_path, fixture.weights))
+    unread = sum("running" in key or "batches" in key for key in fixture.weights)
+    assert rows["discriminators"] == (
+        len(fixture.weights) - unread,
+        "patch, on 1 scale; init= takes them up",
+    )
+    assert rows["discriminators, dropped"] == (unread, "statistics of an eval mode, never read")
+    (tmp_path / "pictures").mkdir()
+    for index in range(2):
+        Image.new("RGB", (32, 32), (90 * index, 0, 0)).save(tmp_path / "pictures" / f"{index}.png")
+    sizes = {"channels": fixture.arguments["first_channels"]}
+    sizes |= {"strided_layers": fixture.arguments["strided_layers"]}
+    losses = {"l1": 1.0, "patchgan": 0.5}
+    tree = {
+        "about": "Goes on.",
+        "model": "init",
+        "init": str(tmp_path / "out"),
+        "out": str(tmp_path / "run"),
+        "data": {"train": str(tmp_path / "pictures"), "workers": 0},
+        "patch_discriminator": {"scales": 1, "padding": 1, "norm": "batch", "loss": "hinge", **sizes},
+        "stages": [{"name": "tune", "images": 2, "batch_size": 2, "losses": losses}],
+        "training": {"tracker": "none"},
+    }
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(tree))
+    run = begun(load_recipe(str(tmp_path / "tune.yaml"), []))
+    assert run.began.endswith("out, with patch discriminator")
+    assert run.discriminators is not None
+    assert run.discriminators.patch is not None
+    fixture.check(
+        logits_train=run.discriminators.patch(fixture.inputs["image"].to(run.tokenizer.device))[0][-1].cpu()
+    )
+    # With another padding every shape is the same.
+    with pytest.raises(LumitokError, match="the patch discriminator's padding, 1 there and 2 here"):
+        begun(tuned_again(tmp_path, "patch_discriminator.padding=2"))
+
+
+def test_an_unknown_one_of_a_va_vae_is_left_out(tmp_path: Path) -> None:
+    wrong = Fixture("taming_patchgan").weights | {"main.3.loc": torch.zeros(1)}
+    about = told(va_vae(tmp_path, wrong))["discriminators"][1]
+    assert about == "left out, for lumitok does not know them: 1 unexpected (main.3.loc)"
+    assert not (tmp_path / "out" / "training").exists()
+    assert told(va_vae_again(tmp_path))["discriminators"] == (0, "none in the file")
+
+
+def va_vae_again(folder: Path) -> ImportReport[Any]:
+    (folder / "again").mkdir()
+    return va_vae(folder / "again", {})

@@ -135,7 +135,7 @@ def test_what_was_done_is_counted(state: State, file: Path, tmp_path: Path) -> N
     assert sizes.startswith("other than the paper's: latent_channels 8, projected_channels [8, 8, 8], ")
     assert sizes.endswith("block_latent_channels [0, 0, 16, 16, 16, 32]")
     assert "block_depths" not in sizes
-    assert told["not read"][1] == "the file's G, D, training_set_kwargs"
+    assert told["not read"][1] == "the file's G, training_set_kwargs"
 
 
 def test_a_bare_safetensors_file(plain: Fixture, state: State, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lumitok.evaluation.image_quality import psnr, ssim, to_uint8
 from lumitok.pipelines import reconstruct
 from lumitok.pipelines.reconstruct import reconstruct_files
 from lumitok.tokenizers import Tokenizer, build_tokenizer
+from lumitok.tokenizers.autoencoder import Autoencoder
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +64,47 @@ def test_each_picture_stands_beside_its_reconstruction(
         assert holds(sheet, again[0].permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize("tile", [0, 64])
+def test_whole_pictures_keep_their_size(
+    tile: int, checkpoint: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    report = reconstruct_files(checkpoint, pictures, tmp_path / "out", whole=True, tile=tile)
+    said = "in tiles of 64 px (overlap 16 px, 4 turns)" if tile else "in one go"
+    assert f"taken whole, without a crop, {said}; latent" in report.how
+    assert "crop" not in report.how.replace("without a crop", "")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
+    assert isinstance(tokenizer, Autoencoder)
+    if tile:
+        tokenizer.enable_tiling(tile)
+    for row in report.rows:
+        picture = np.array(Image.open(row.source).convert("RGB"))
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+        again = to_uint8(tokenizer.reconstruct(pixels / 127.5 - 1))
+        assert again.shape == pixels.shape
+        assert row.psnr == pytest.approx(psnr(again / 255, pixels / 255).item())
+        assert row.ssim == pytest.approx(ssim(again / 255, pixels / 255).item())
+        sheet = np.array(Image.open(row.written))
+        assert holds(sheet, picture)
+        assert holds(sheet, again[0].permute(1, 2, 0).numpy())
+
+
+def test_tiles_that_cannot_be_are_refused_in_a_sentence(
+    checkpoint: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(LumitokError, match="give --whole with --tile, or leave --tile out"):
+        reconstruct_files(checkpoint, pictures, out, tile=64)
+    with pytest.raises(LumitokError, match="tile is 50 px; this tokenizer wants a multiple of 16"):
+        reconstruct_files(checkpoint, pictures, out, whole=True, tile=50)
+    monkeypatch.setattr(reconstruct, "open_tokenizer", lambda _: torch.nn.Identity())
+    with pytest.raises(LumitokError, match="Identity cannot go tile by tile; leave --tile out"):
+        reconstruct_files(checkpoint, pictures, out, whole=True, tile=64)
+    assert not out.exists()
+
+
 def holds(sheet: np.ndarray[Any, Any], picture: np.ndarray[Any, Any]) -> bool:
     """Whether the picture stands somewhere in the sheet, pixel by pixel."""
-    side = picture.shape[0]
-    windows = np.lib.stride_tricks.sliding_window_view(sheet, (side, side, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, picture.shape)
     return bool((windows == picture).all(axis=(-3, -2, -1)).any())
 
 

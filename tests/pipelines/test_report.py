@@ -449,7 +449,7 @@ def test_a_run_keeps_its_colour_where_others_have_no_line() -> None:
     report = RunsReport("t")
     add_curves(report, [Run("a", Path("a"), history=both), Run("b", Path("b"), history=own)])
     html = report.html()
-    plot = html[html.index('aria-label="VF loss over the images seen"') :]
+    plot = html[html.index('aria-label="VF loss over the pictures seen"') :]
     plot = plot[: plot.index("</svg>")]
     drawn = re.findall(r"<path d=\"M[^\"]*\"[^>]*clip-path=[^>]*stroke: var\(--series-(\d)", plot)
     assert drawn == ["2"]

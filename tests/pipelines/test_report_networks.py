@@ -13,11 +13,16 @@ import torch
 from PIL import Image
 
 from lumitok.config import DiffusionRecipe, EndToEndRecipe, load_any, load_diffusion_recipe, save_recipe
+from lumitok.diffusion import DiffusionNetwork
 from lumitok.errors import LumitokError
 from lumitok.evaluation.protocol import PictureSet, Protocol
+from lumitok.evaluation.report import Report
+from lumitok.evaluation.representations import DETERMINISTIC
 from lumitok.evaluation.results import Number, Results, default_path
+from lumitok.foundation.weights import hash_weights
 from lumitok.pipelines import report_album
 from lumitok.pipelines.report import gather, write_report
+from lumitok.pipelines.report_curves import add_curves
 from lumitok.pipelines.report_networks import maker_of
 from lumitok.pipelines.report_runs import open_runs
 from lumitok.pipelines.report_samples import _moments, class_names
@@ -137,7 +142,7 @@ def test_a_networks_run_tells_what_was_trained_on_which_latents(tmp_path: Path) 
         "tokenizer: '.../tokenizer'",
     ):
         assert words in text
-    assert 'aria-label="Velocity, mean square error over the images seen"' in html
+    assert 'aria-label="Velocity, mean square error over the latents seen"' in html
     for absent in ("Reconstructions", "Trainable", "Encode, GMACs", "gradient over"):
         assert absent not in html
 
@@ -195,6 +200,26 @@ def test_a_tokenizer_that_changed_since_is_not_the_one_that_made_the_latents(tmp
     told = maker_of(run)
     assert told is not None
     assert re.fullmatch("vae; fingerprint [0-9a-f]{12}", told)
+
+
+def test_a_checkpoint_that_made_the_latents_is_named_by_its_run_and_step(tmp_path: Path) -> None:
+    (run,) = open_runs([make_network(tmp_path)])
+    assert isinstance(run.recipe, DiffusionRecipe)
+    for named in ("/x/vae/checkpoints/step-00000100", "/x/vae/checkpoints/step-00000100/tokenizer"):
+        data = run.recipe.data.model_copy(update={"tokenizer": named})
+        told = maker_of(replace(run, recipe=run.recipe.model_copy(update={"data": data})))
+        assert told is not None
+        assert told.startswith("vae, step 100; fingerprint ")
+
+
+def test_layers_of_other_weights_than_the_networks_are_noted(tmp_path: Path) -> None:
+    run = make_network(tmp_path)
+    mine = hash_weights(DiffusionNetwork.from_pretrained(run).state_dict().items())
+    assert gather([run]).fingerprints == {}  # Nothing to hold against them.
+    keep(run, replace(layers([0.1, 0.2]), fingerprint=mine))
+    assert "measured on other weights" not in page_of(run)[1]
+    keep(run, replace(layers([0.1, 0.2]), fingerprint="e" * 64))
+    assert "measured on other weights than the run has now" in page_of(run)[1]
 
 
 def test_its_evaluations_and_sweeps_are_on_the_page(tmp_path: Path) -> None:
@@ -258,6 +283,39 @@ def test_networks_of_several_runs_stand_in_one_plot_over_depth(tmp_path: Path) -
     assert "one: highest 0.400 at block 2 of 3; other: highest 0.500 at block 3 of 3" in text
 
 
+def test_what_lines_over_depth_do_not_share_is_said_of_each(tmp_path: Path) -> None:
+    one, other = make_network(tmp_path, "one"), make_network(tmp_path, "other")
+    own: dict[str, Any] = {
+        "latent": DETERMINISTIC,
+        "method": f"{LAYERS.method}, class token of dino noised alike",
+    }
+    keep(one, layers([0.1, 0.4]))
+    keep(other, layers([0.2, 0.3], replace(LAYERS, **own)))
+    html, text = page_of(one, other)
+    assert "over the blocks of 2 networks" in html
+    said = text[text.index("one: highest 0.400") :]
+    assert "Protocol. data: val, 14 pictures, list cccccccccccc one." in said
+    assert f"one. latent: {LAYERS.latent}; method: {LAYERS.method} other." in said
+    assert f"other. latent: {own['latent']}; method: {own['method']}" in said
+
+
+def test_a_plot_names_the_runs_that_have_a_line_and_what_they_saw(tmp_path: Path) -> None:
+    network, tokenizer = open_runs([make_network(tmp_path), make_together(tmp_path)])
+    report = Report("t")
+    add_curves(report, [replace(network, history=network.history[:2]), tokenizer])
+    plots = {
+        title: re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
+        for title, drawing in re.findall(
+            r'<svg role="img" aria-label="([^"]*)"[^>]*>(.*?)</svg>', report.html(), re.DOTALL
+        )
+    }
+    both = plots["Velocity, mean square error over the latents or pictures seen"]
+    alone = plots["L1 over the pictures seen"]
+    assert {"net", "both", "latents or pictures"} <= set(both)
+    assert {"both", "pictures"} <= set(alone)
+    assert "net" not in alone
+
+
 def test_a_tokenizers_run_and_a_networks_each_have_their_sections(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -318,7 +376,8 @@ def test_a_run_of_both_has_the_sections_of_both(tmp_path: Path) -> None:
     (opened,) = open_runs([run])
     assert not opened.network_alone
     assert opened.sheets[-1].parent.name == "sample-grids"  # Not those of reconstructions.
-    keep(run, replace(layers([0.1, 0.2]), fingerprint="e" * 64))
+    network = DiffusionNetwork.from_pretrained(run)
+    keep(run, replace(layers([0.1, 0.2]), fingerprint=hash_weights(network.state_dict().items())))
     html, text = page_of(run)
     for words in (
         "Reconstructions",
@@ -333,4 +392,4 @@ def test_a_run_of_both_has_the_sections_of_both(tmp_path: Path) -> None:
     ):
         assert words in text
     assert "measured on other weights" not in text  # The network's fingerprint is not the tokenizer's.
-    assert "Alignment, in the tokenizer&#x27;s objective over the images seen" in html
+    assert "Alignment, in the tokenizer&#x27;s objective over the pictures seen" in html

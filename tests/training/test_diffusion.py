@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from lumitok.config import DiffusionRecipe, DiffusionStageConfig, ModelConfig
+from lumitok.config import DiffusionRecipe, DiffusionStageConfig, ModelConfig, load_diffusion_recipe
 from lumitok.data.latents import LatentOrigin
 from lumitok.diffusion.base import DiffusionNetwork
+from lumitok.diffusion.sampling import sample
 from lumitok.errors import LumitokError
 from lumitok.tokenizers import build_tokenizer
 from lumitok.training import train_diffusion
@@ -73,6 +74,22 @@ def test_a_run_leaves_a_network_that_opens(values: dict[str, Any]) -> None:
     found = history(run)
     assert [record["step"] for record in found] == [2, 3, 4, 6]
     assert {"velocity", "cosine", "gradient"} <= found[0]["values"].keys()
+
+
+def test_pictures_without_classes_are_drawn_without_guidance(tmp_path: Path) -> None:
+    make_store(tmp_path / "flat", classes=())
+    data = {"data.latents": tmp_path / "flat", "out": tmp_path / "run", "network.size": "null"}
+    sizes = {"network.depth": 1, "network.width": 16, "network.heads": 2, "stages.0.images": 4}
+    more = {"stages.0.batch_size": 4, "training.tracker": "none"}
+    changes = [f"{key}={value}" for key, value in (data | sizes | more).items()]
+    recipe = load_diffusion_recipe("lightningdit/small", changes)
+    assert recipe.samples.sampling.guided
+    run = train_diffusion(recipe)
+    left = load_diffusion_recipe(str(run / "recipe.yaml"))
+    assert left.network.classes == 0
+    assert not left.samples.sampling.guided
+    network = DiffusionNetwork.from_pretrained(run)
+    assert sample(network, None, [0], left.samples.sampling).isfinite().all()
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])

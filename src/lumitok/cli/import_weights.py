@@ -22,7 +22,6 @@ TAKES = {
         "encoder_weights",
         "latents_stats",
         "latents_count",
-        "without_discriminators",
         "faults",
     },
     "diffusers": {"image_size", "faults"},
@@ -87,10 +86,6 @@ def import_weights(
         int | None,
         typer.Option(min=1, help="vfm-vae, va-vae: pictures that the statistics were measured on; 10000."),
     ] = None,
-    without_discriminators: Annotated[
-        bool,
-        typer.Option("--without-discriminators", help="vfm-vae: leave the file's discriminators out."),
-    ] = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Networks: the weights as trained (model), not their average (ema).")
     ] = False,
@@ -105,20 +100,23 @@ def import_weights(
         ),
     ] = None,
     faults: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="If the file is refused, list every wrong key here.")
+        Path | None, typer.Option(metavar="FILE", help="List every wrong key here, where there are any.")
     ] = None,
 ) -> None:
     """Turn an official checkpoint into a tokenizer folder or a network folder.
 
-    vfm-vae: the released VFM-VAE; where the file has discriminators, `train ... init=` takes them up
-    from the folder. va-vae: VA-VAE's checkpoints (LightningDiT), and others of latent
-    diffusion's code. diffusers: a folder of an AutoencoderKL, such as the SD-VAE; its scaling and shift
+    vfm-vae: the released VFM-VAE. va-vae: VA-VAE's checkpoints (LightningDiT), and others of latent
+    diffusion's code. Where these have discriminators, `train ... init=` takes them up from the folder;
+    unknown ones are left out, and the table says why.
+
+    diffusers: a folder of an AutoencoderKL, such as the SD-VAE; its scaling and shift
     become the latent's statistics.
 
     lightningdit, sit, repa, reg: the diffusion networks of those names. Time and velocity of REPA and REG,
     which run the other way, are turned round in the weights.
 
-    Nothing in the file is executed. A file with a key missing, left over or of another shape is refused.
+    Nothing in the file is executed. A tokenizer or network with a key missing, left over or of another
+    shape is refused.
     """
     given = {
         "encoder": encoder,
@@ -128,7 +126,6 @@ def import_weights(
         "encoder_weights": encoder_weights,
         "latents_stats": latents_stats,
         "latents_count": latents_count,
-        "without_discriminators": without_discriminators or None,
         "raw": raw or None,
         "heads": heads,
         "projector_block": projector_block,

@@ -19,14 +19,22 @@ def reconstruct(
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures of any size.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/reconstructions"),
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Take the pictures as they are, without a crop.")
+    ] = False,
+    tile: Annotated[
+        int,
+        typer.Option(min=0, metavar="PX", help="With --whole: side of tiles, for large pictures; 0: none."),
+    ] = 0,
 ) -> None:
     """Write pictures beside their reconstructions.
 
-    Pictures of any size are centre-cropped to the tokenizer's; PSNR and SSIM are printed.
+    Pictures of any size are centre-cropped to the tokenizer's; with --whole they keep theirs, and large
+    ones can go tile by tile. PSNR and SSIM are printed.
     """
     from lumitok.pipelines.reconstruct import reconstruct_files
 
-    report = reconstruct_files(checkpoint, images, out)
+    report = reconstruct_files(checkpoint, images, out, whole=whole, tile=tile)
     listed = table("input beside reconstruction", "PSNR (dB)", "SSIM")
     for row in report.rows:
         listed.add_row(str(row.written), f"{row.psnr:.2f}", f"{row.ssim:.4f}")

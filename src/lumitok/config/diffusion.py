@@ -108,6 +108,13 @@ class SamplesConfig(Section):
     seed: int = Field(0, ge=0)
     sampling: SamplingConfig = SamplingConfig()
 
+    def labels(self, classes: int) -> list[int]:
+        """The class of each sample, of a network that knows so many; of one that knows none, no label."""
+        if not classes:
+            return []
+        labels = self.classes or [index * classes // self.count for index in range(self.count)]
+        return [labels[index % len(labels)] for index in range(self.count)]
+
 
 class DiffusionTrainingConfig(EngineConfig):
     """The engine's settings for a diffusion network."""

@@ -299,11 +299,13 @@ def _label_ends(figure: Figure, axes: Any, ends: list[tuple[float, str, str]]) -
 def _legend(figure: Figure, lines: Sequence[Series], scheme: str, left: float, ink: str) -> None:
     from matplotlib.lines import Line2D
 
-    colors = COLORS[scheme]
-    handles = [Line2D([], [], color=colors[i % len(colors)], linewidth=2) for i in range(len(lines))]
+    colors = itertools.cycle(COLORS[scheme])
+    # A line without a point only keeps its colour from the others.
+    shown = [(line.label, color) for line, color in zip(lines, colors, strict=False) if line.steps]
+    handles = [Line2D([], [], color=color, linewidth=2) for _, color in shown]
     figure.legend(
-        handles, [line.label for line in lines], loc="upper left", bbox_to_anchor=(left - 0.006, 0.9),
-        ncols=min(4, len(lines)), frameon=False, fontsize=8.5, labelcolor=ink, handlelength=1.1,
+        handles, [label for label, _ in shown], loc="upper left", bbox_to_anchor=(left - 0.006, 0.9),
+        ncols=max(1, min(4, len(shown))), frameon=False, fontsize=8.5, labelcolor=ink, handlelength=1.1,
         handletextpad=0.5, columnspacing=1.4, borderaxespad=0, borderpad=0.3,
     )  # fmt: skip
 

@@ -16,6 +16,16 @@ Faults = dict[str, list[str]]
 """Kind of fault -> what has it, such as ``"missing"`` -> keys."""
 
 
+def told(faults: Faults) -> str:
+    """The first faults of each kind, and how many there are."""
+    return "; ".join(f"{len(found)} {kind} ({some(found, SHOWN)})" for kind, found in faults.items() if found)
+
+
+def every_fault(faults: Faults) -> list[str]:
+    """All faults, one line each."""
+    return [f"{kind}: {what}" for kind, found in faults.items() for what in found]
+
+
 class WrongFileError(LumitokError):
     """A file that does not hold what it should; the message names the first faults of each kind.
 
@@ -24,9 +34,8 @@ class WrongFileError(LumitokError):
     """
 
     def __init__(self, source: str, faults: Faults) -> None:
-        self.faults = [f"{kind}: {what}" for kind, found in faults.items() for what in found]
-        kinds = [f"{len(found)} {kind} ({some(found, SHOWN)})" for kind, found in faults.items() if found]
-        super().__init__(f"{source}: {'; '.join(kinds)}")
+        self.faults = every_fault(faults)
+        super().__init__(f"{source}: {told(faults)}")
 
 
 def compare(state: Mapping[str, Any], wanted: Mapping[str, torch.Size | None]) -> Faults:

@@ -21,19 +21,25 @@ from lumitok.interop.witnesses import Witnesses
 
 DROPPED = {
     "foundation_model": "the foundation encoder of the VF loss, which losses.vf_encoder names here",
-    "loss": "the discriminator and the perceptual network of its training",
+    "loss": "the perceptual network of its training, and the likelihood's variance",
     "linear_proj": "the projection of a foundation encoder's features to z; the VF head is of z to them",
 }
 """First steps of the keys that are left out, and what they are."""
+_JUDGE = "loss.discriminator."
 
 
 @dataclass(frozen=True)
 class VAVAE:
-    """The autoencoder's own state, how many keys were left out by their first step, and what lay beside."""
+    """A checkpoint, taken apart."""
 
     state: dict[str, Any]
+    """The autoencoder's own."""
+    discriminator: dict[str, Any]
+    """Its PatchGAN's, under taming-transformers' keys; empty where there is none."""
     dropped: dict[str, int]
+    """How many keys were left out, by their first step."""
     others: list[str] = field(default_factory=list)
+    """What lay beside the state."""
 
 
 def open_va_vae(file: Path) -> VAVAE:
@@ -53,9 +59,11 @@ def open_va_vae(file: Path) -> VAVAE:
     _check(state, f"'{file}'")
     # A bias is on the projection the other way round alone, that of reverse_proj: false.
     away = {"foundation_model", "loss"} | ({"linear_proj"} if "linear_proj.bias" in state else set())
-    counts = Counter(step for key in state if (step := key.split(".")[0]) in away)
+    judge = {key.removeprefix(_JUDGE): value for key, value in state.items() if key.startswith(_JUDGE)}
+    left = [key.split(".")[0] for key in state if not key.startswith(_JUDGE)]
+    counts = Counter(step for step in left if step in away)
     kept = {key: value for key, value in state.items() if key.split(".")[0] not in away}
-    return VAVAE(kept, dict(sorted(counts.items())), others)
+    return VAVAE(kept, judge, dict(sorted(counts.items())), others)
 
 
 def _check(state: Mapping[str, Any], source: str) -> None:

@@ -64,4 +64,4 @@ def patch_sizes(state: Mapping[str, object]) -> dict[str, int]:
     first = state.get(f"{PATCH}scale0_layer0.0.weight")
     sizes = {"scales": 1 + max(scale for scale, _ in places)}
     sizes["strided_layers"] = max(1, max(layer for _, layer in places) - 1)
-    return sizes | ({"channels": first.shape[0]} if isinstance(first, Tensor) and first.ndim else {})
+    return sizes | ({"channels": first.shape[0]} if isinstance(first, Tensor) and first.numel() else {})

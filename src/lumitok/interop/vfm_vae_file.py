@@ -80,16 +80,13 @@ def find_generator(content: Mapping[str, Any], source: str) -> Generator:
     return Generator("the state dict", _named(content, source), [])
 
 
-def find_discriminators(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Find the discriminators' state, bare or under ``state_dict``; empty where the file has none.
-
-    Raises:
-        LumitokError: it is no state dict.
-    """
+def find_discriminators(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the discriminators' state, bare or under ``state_dict``; empty where the file has none."""
     if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     state = content.get(DISCRIMINATORS)
-    return _named(state, source) if isinstance(state, Mapping) else {}
+    # They never stand in a generator's way: a key that is no name is one that nothing has.
+    return {str(key): value for key, value in state.items()} if isinstance(state, Mapping) else {}
 
 
 def _named(state: Mapping[Any, Any], source: str) -> dict[str, Any]:

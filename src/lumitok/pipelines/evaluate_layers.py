@@ -231,13 +231,13 @@ class Comparison:
 
     Attributes:
         reference: name of the encoder.
-        protocol: how all values were made; of what may differ, that of the first network.
         lines: (network, its results, CKNNA of block 1, 2, ...) each.
+        protocols: how each line's values were made: alike, but for what the networks themselves ask for.
     """
 
     reference: str
-    protocol: Protocol
     lines: list[tuple[str, Results, list[float]]] = field(default_factory=list)
+    protocols: list[Protocol] = field(default_factory=list)
 
 
 def compare_layers(named: Sequence[tuple[str, Results]]) -> list[Comparison]:
@@ -254,9 +254,10 @@ def compare_layers(named: Sequence[tuple[str, Results]]) -> list[Comparison]:
             protocol = protocols[_name(1, reference)]
             mine = next((one for one in found if one.reference == reference and _alike(one, protocol)), None)
             if mine is None:
-                mine = Comparison(reference, protocol)
+                mine = Comparison(reference)
                 found.append(mine)
             mine.lines.append((name, results, values))
+            mine.protocols.append(protocol)
     return found
 
 
@@ -271,7 +272,7 @@ def _alike(comparison: Comparison, protocol: Protocol) -> bool:
             latent=LATENTS["sample"] if one.latent == DETERMINISTIC else one.latent,
             method=re.sub(_CLASS_TOKEN.format(r"\S+"), "", str(one.method)),
         )
-        for one in (comparison.protocol, protocol)
+        for one in (comparison.protocols[0], protocol)
     )
     return not mine.unlike(other)
 

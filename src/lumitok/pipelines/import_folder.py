@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from lumitok.config import Section
 from lumitok.errors import LumitokError
-from lumitok.interop.faults import Faults, WrongFileError
+from lumitok.interop.faults import Faults, WrongFileError, every_fault
 from lumitok.tokenizers import Tokenizer
 
 Settings = TypeVar("Settings", bound=Section)
@@ -54,10 +54,14 @@ def check_faults(said: str, faults: Faults, listed: Path | None) -> None:
     """Raise a WrongFileError where there are faults, and list all of them in a file where one is named."""
     if not any(faults.values()):
         return
-    wrong = WrongFileError(said, faults)
+    list_faults(faults, listed)
+    raise WrongFileError(said, faults)
+
+
+def list_faults(faults: Faults, listed: Path | None) -> None:
+    """Write all faults to a file where one is named."""
     if listed is not None:
-        listed.write_text("".join(f"{fault}\n" for fault in wrong.faults), encoding="utf-8")
-    raise wrong
+        listed.write_text("".join(f"{fault}\n" for fault in every_fault(faults)), encoding="utf-8")
 
 
 def write_folder(tokenizer: Tokenizer, out: Path, *, bundle: bool = False) -> None:

@@ -13,7 +13,15 @@ from lumitok.interop.diffusers_vae import DiffusersConfig, open_vae, settings_of
 from lumitok.interop.ldm import compare_with, compvis_name, diffusers_name
 from lumitok.interop.va_vae import DROPPED, VAVAE, open_va_vae, read_settings
 from lumitok.interop.vfm_vae_file import read_latent_statistics
-from lumitok.pipelines.import_folder import ImportReport, Row, check_faults, check_free, write_folder
+from lumitok.pipelines.import_discriminators import read_taming, save_discriminators
+from lumitok.pipelines.import_folder import (
+    ImportReport,
+    Row,
+    check_faults,
+    check_free,
+    write_folder,
+    write_whole,
+)
 from lumitok.tokenizers import LDMVAE
 
 
@@ -25,7 +33,8 @@ class LDMOptions:
         image_size: side of the pictures in pixels; None: diffusers' ``sample_size``, for VA-VAE 256.
         latents_stats: VA-VAE's file with ``mean`` and ``std`` of the latent's channels.
         latents_count: pictures that those were measured on.
-        faults: file to list every wrong key in, one a line, if the weights are refused.
+        faults: file to list every wrong key in, one a line, if the weights are refused or VA-VAE's
+            discriminator is left out.
     """
 
     image_size: int | None = None
@@ -74,7 +83,8 @@ def import_diffusers(path: Path, out: Path, options: LDMOptions | None = None) -
 def import_va_vae(file: Path, out: Path, options: LDMOptions | None = None) -> ImportReport[LDMConfig]:
     """Convert a checkpoint of VA-VAE, or of latent diffusion's own code, to a tokenizer folder.
 
-    Nothing in the file is executed. The folder appears whole or not at all.
+    Nothing in the file is executed. The folder appears whole or not at all. The file's PatchGAN is put
+    beside the tokenizer; one that lumitok does not know is left out, and a row of the report says why.
 
     Args:
         file: ``.pt`` or ``.ckpt``, a state dict bare or under ``state_dict``; or safetensors.
@@ -91,6 +101,7 @@ def import_va_vae(file: Path, out: Path, options: LDMOptions | None = None) -> I
     settings = read_settings(found.state, options.image_size)
     compared = compare_with(found.state, settings, partial(compvis_name, levels=len(settings.multipliers)))
     check_faults(f"'{file}' does not hold a VA-VAE that lumitok knows", compared.faults, options.faults)
+    judges, judges_rows = read_taming(found.discriminator, options.faults)
     tokenizer = _build(settings, compared.state)
     statistics = []
     if options.latents_stats is not None:
@@ -98,12 +109,20 @@ def import_va_vae(file: Path, out: Path, options: LDMOptions | None = None) -> I
         tokenizer.set_latent_statistics(mean, std, options.latents_count)
         about = f"the latent's statistics, over {options.latents_count} pictures"
         statistics = [Row("statistics", 2, about)]
-    write_folder(tokenizer, out)
+
+    def save(folder: Path) -> None:
+        tokenizer.save_pretrained(folder)
+        if judges is not None:
+            save_discriminators(judges, folder)
+
+    write_whole(save, out)
+    count = len(found.state) + len(found.discriminator) + sum(found.dropped.values())
     rows = [
-        Row("read", len(found.state) + sum(found.dropped.values()), f"the state dict of {file.name}"),
+        Row("read", count, f"the state dict of {file.name}"),
         _converted(tokenizer),
         *_dropped(found),
         Row("sizes", 0, _sizes(settings)),
+        *judges_rows,
         *statistics,
     ]
     return ImportReport(rows, tokenizer.settings, out, _about("VA-VAE", settings))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumitok.config import EncoderConfig, VFMVAEConfig
+from lumitok.config import VFMVAEConfig
 from lumitok.errors import LumitokError
 from lumitok.interop.faults import Faults, compare
 from lumitok.interop.vfm_vae import (
@@ -44,16 +44,9 @@ from lumitok.interop.vfm_vae_settings import (
     official_keys,
     read_settings,
 )
-from lumitok.pipelines.import_discriminators import (
-    discriminator_rows,
-    read_discriminators,
-    save_discriminators,
-)
+from lumitok.pipelines.import_discriminators import read_official, save_discriminators
 from lumitok.pipelines.import_folder import ImportReport, Row, check_faults, check_free, write_whole
 from lumitok.tokenizers import VFMVAE
-
-DINO = EncoderConfig(name="dino-small-patch16", layers=[3, 6, 9, 12, 0])
-"""What the released discriminator's heads read, in their order."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +62,8 @@ class Options:
         timm_kwargs: further arguments for ``timm.create_model``.
         latents_stats: file with ``mean`` and ``std`` of the latent's channels.
         latents_count: pictures that those were measured on.
-        without_discriminators: leave the file's discriminators out.
-        discriminator_encoder: what their heads read.
-        faults: file to list every wrong key in, one a line, if the checkpoint is refused.
+        faults: file to list every wrong key in, one a line, if the checkpoint is refused or its
+            discriminators are left out.
     """
 
     encoder: str = "siglip2-large-patch16-512"
@@ -82,15 +74,14 @@ class Options:
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
     latents_stats: Path | None = None
     latents_count: int = 10_000
-    without_discriminators: bool = False
-    discriminator_encoder: EncoderConfig = field(default_factory=lambda: DINO)
     faults: Path | None = None
 
 
 def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> ImportReport[VFMVAEConfig]:
     """Convert an official VFM-VAE checkpoint to a tokenizer folder, its discriminators beside it.
 
-    Nothing in the file is executed. The folder appears whole or not at all.
+    Nothing in the file is executed. The folder appears whole or not at all. Discriminators that lumitok
+    does not know are left out, and a row of the report says why.
 
     Args:
         file: ``.pth`` with ``G_ema`` (else ``G``), or a state dict, bare or under ``state_dict``; or
@@ -106,7 +97,7 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     options = options or Options()
     check_free(out)
     content = read_file(file)
-    found, judged = find_generator(content, f"'{file}'"), find_discriminators(content, f"'{file}'")
+    found, judged = find_generator(content, f"'{file}'"), find_discriminators(content)
     state, named_size = number_blocks(found.state)
     own = {key: value for key, value in state.items() if not key.startswith(ENCODER_PREFIX)}
     check_is_generator(own, f"'{file}'")
@@ -116,9 +107,7 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     for kind, inside in tower_faults(tower, settings.encoder).items():
         faults[kind] += inside
     check_faults(f"'{file}' does not hold a VFM-VAE generator that lumitok knows", faults, options.faults)
-    judges = None
-    if judged and not options.without_discriminators:
-        judges = read_discriminators(judged, options.discriminator_encoder, f"'{file}'", options.faults)
+    judges, judges_rows = read_official(judged, options.faults)
     statistics = None
     if options.latents_stats is not None:
         statistics = read_latent_statistics(options.latents_stats, settings.latent_channels)
@@ -139,10 +128,10 @@ def import_vfm_vae(file: Path, out: Path, options: Options | None = None) -> Imp
     rows = [
         Row("read", len(state), f"{found.part} of {file.name}, {layout}"),
         Row("converted", len(ours), f"{sum(tokenizer.parts().values()) / 1e6:.2f} million parameters"),
-        *_dropped(own, [part for part in found.others if part != DISCRIMINATORS or judges is None]),
+        *_dropped(own, [part for part in found.others if part != DISCRIMINATORS]),
         Row("sizes", 0, _sizes(settings)),
         *_encoder_rows(tower, chosen),
-        *discriminator_rows(judges, len(judged)),
+        *judges_rows,
     ]
     if statistics is not None:
         rows.append(Row("statistics", 2, f"the latent's statistics, over {options.latents_count} pictures"))

@@ -23,6 +23,7 @@ from lumitok.pipelines.report_networks import (
     in_words,
     maker_of,
     network_facts,
+    network_fingerprints,
     without_blocks,
 )
 from lumitok.pipelines.report_numbers import GENERATED, Group, RunsReport, group_results
@@ -54,6 +55,8 @@ class Material:
     """On the networks, by the run's name."""
     makers: dict[str, str | None] = field(default_factory=dict)
     """Which tokenizers made the networks' latents, by the run's name."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Of the networks, by the run's name; those of the tokenizers are the album's."""
 
 
 def write_report(
@@ -91,6 +94,7 @@ def gather(runs: Sequence[Path], *, data: Sequence[Path] = (), count: int = PICT
         information={run.name: inform(_described_by(run)) for run in opened if _described_by(run)},
         networks={run.name: inform_network(run.name, run.network) for run in opened if run.network},
         makers={run.name: maker_of(run) for run in opened},
+        fingerprints=network_fingerprints(opened),
     )
 
 
@@ -192,7 +196,7 @@ def _numbers(report: RunsReport, material: Material) -> None:
             if run.name not in there and _can(run, group.kind)
         ]
         # A network has a fingerprint of its own.
-        fingerprints = {} if group.kind in NETWORKS else material.album.fingerprints
+        fingerprints = material.fingerprints if group.kind in NETWORKS else material.album.fingerprints
         report.results(without_blocks(group), missing, fingerprints)
     if not material.groups:
         kinds = ("reconstruction", *NETWORKS)

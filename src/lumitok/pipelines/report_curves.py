@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lumitok.evaluation.curves import COLORS, Series, plot_svg, series, value_names
 from lumitok.evaluation.markup import Figure
@@ -55,7 +55,7 @@ def add_curves(report: Report, runs: Sequence[Run]) -> None:
     labels = _labels(drawn)
     report.section(
         "Curves",
-        f"Over the {' or '.join(dict.fromkeys(run.seen for run in drawn))} seen. Losses are shown before "
+        f"Over the {_seen(drawn)} seen. Losses are shown before "
         "weighting, as means of the steps since the point before"
         + (
             "."
@@ -96,14 +96,14 @@ def _validation(runs: Sequence[Run], labels: Sequence[str]) -> list[Figure]:
                 _line(runs[0], _join(part, metric), "validation", part or f"{title}, held out")
                 for part in parts
             ]
-            figures += _plots(lines, f"{title}, held out", unit)
+            figures += _plots(lines, [runs[0]] * len(lines), f"{title}, held out", unit)
             continue
         for part in parts:
             lines = [
                 _line(run, _join(part, metric), "validation", label)
                 for run, label in zip(runs, labels, strict=True)
             ]
-            figures += _plots(lines, f"{title}, {part or 'held out'}", unit)
+            figures += _plots(lines, runs, f"{title}, {part or 'held out'}", unit)
     return figures
 
 
@@ -121,7 +121,7 @@ def _training(runs: Sequence[Run], labels: Sequence[str]) -> list[Figure]:
             _line(run, name, "train", title if alone else label)
             for run, label in zip(runs, labels, strict=True)
         ]
-        figures += _plots(lines, title, "", log=name in LOGARITHMIC)
+        figures += _plots(lines, runs, title, "", log=name in LOGARITHMIC)
     return figures
 
 
@@ -156,14 +156,22 @@ def _line(run: Run, name: str, kind: str, label: str) -> Series:
     return series(run.history, name, kind=kind, label=label, against="images")
 
 
-def _plots(lines: Sequence[Series], title: str, unit: str, *, log: bool = False) -> list[Figure]:
-    """One plot, or several where there are more lines than colours."""
+def _plots(
+    lines: Sequence[Series], runs: Sequence[Run], title: str, unit: str, *, log: bool = False
+) -> list[Figure]:
+    """One plot, or several where there are more lines than colours; ``runs``: whose each line is."""
     figures = []
     for start in range(0, len(lines), MOST_LINES):
         some = lines[start : start + MOST_LINES]
-        if not any(line.steps for line in some):
+        seen = _seen(run for run, line in zip(runs[start:], some, strict=False) if line.steps)
+        if not seen:
             continue
         smooth = max(1, max(len(line.steps) for line in some) // POINTS)
-        svg = plot_svg(some, title=title, unit=unit, xlabel="images", log=log, smooth=smooth)
-        figures.append(Figure(svg, alt=f"{title} over the images seen"))
+        svg = plot_svg(some, title=title, unit=unit, xlabel=seen, log=log, smooth=smooth)
+        figures.append(Figure(svg, alt=f"{title} over the {seen} seen"))
     return figures
+
+
+def _seen(runs: Iterable[Run]) -> str:
+    """What runs are trained on, each kind once."""
+    return " or ".join(dict.fromkeys(run.seen for run in runs))

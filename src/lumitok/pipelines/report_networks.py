@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from lumitok.config import DiffusionLossConfig, DiffusionRecipe, EndToEndRecipe
 from lumitok.config.networks import AnyNetwork, DiTDHConfig
 from lumitok.config.saved import look_for_saved
 from lumitok.data.latent_store import HEADER, Header
+from lumitok.diffusion import DiffusionNetwork
 from lumitok.errors import LumitokError
 from lumitok.evaluation.protocol import SHOWN_DIGITS
 from lumitok.evaluation.report import Report
+from lumitok.foundation.weights import hash_weights
 from lumitok.pipelines.evaluate_layers import KIND as LAYERS
 from lumitok.pipelines.evaluate_layers import compare_layers, depth_plot
 from lumitok.pipelines.network_information import HOW, NetworkInformation
-from lumitok.pipelines.report_numbers import GENERATED, Group, RunsReport
+from lumitok.pipelines.report_numbers import GENERATED, Group, RunsReport, protocol_lines
 from lumitok.pipelines.report_runs import Run
 from lumitok.pipelines.sample import describe
 from lumitok.tokenizers import Tokenizer
@@ -97,13 +100,21 @@ def maker_of(run: Run) -> str | None:
     if not isinstance(run.recipe, DiffusionRecipe):
         return "the tokenizer trained along with it" if isinstance(run.recipe, EndToEndRecipe) else None
     named = run.recipe.data.tokenizer
-    # The last part of its path, as of all paths here.
-    words = [Path(named.removesuffix("/tokenizer")).name] if named else []
+    words = [_short(named)] if named else []
     fingerprint = None if run.latents is None else run.latents.spec.tokenizer
     if fingerprint:
         words.append(f"fingerprint {fingerprint[:SHOWN_DIGITS]}")
         words += [_training_of(named, fingerprint)] if named else []
     return "; ".join(word for word in words if word) or None
+
+
+def _short(named: str) -> str:
+    """The last part of a tokenizer's path, as of all paths here; of a checkpoint, its run's and its step."""
+    path = Path(named.removesuffix("/tokenizer"))
+    step = re.fullmatch(r"step-(\d+)", path.name)
+    if step is None or path.parent.name != "checkpoints":
+        return path.name
+    return f"{path.parent.parent.name}, step {int(step[1]):,}"
 
 
 def _training_of(named: str, fingerprint: str) -> str:
@@ -118,6 +129,21 @@ def _training_of(named: str, fingerprint: str) -> str:
     except LumitokError:  # Such as an encoder whose weights are not on this machine.
         return ""
     return f"recipe {told.recipe}, {told.images:,} pictures of {told.data} seen in {told.step:,} steps"
+
+
+def network_fingerprints(runs: Sequence[Run]) -> dict[str, str]:
+    """Hash the networks' weights, by the run's name, where there are results to hold against them."""
+    found = {}
+    for run in runs:
+        kept = [results for results in run.results.values() if results.kind == LAYERS]
+        if run.network is None or not any(results.fingerprint for results in kept):
+            continue
+        try:
+            network = DiffusionNetwork.from_pretrained(run.path)
+        except LumitokError:  # A run before its first checkpoint, or a damaged one: nothing to hold against.
+            continue
+        found[run.name] = hash_weights(network.state_dict().items())
+    return found
 
 
 def _losses(losses: DiffusionLossConfig) -> str:
@@ -185,11 +211,12 @@ def add_layers(report: RunsReport, groups: Sequence[Group]) -> None:
         "measured alike.",
     )
     for one in compare_layers(named):
-        protocol = replace(one.protocol, seed=None)
         plot = depth_plot([(name, values) for name, _, values in one.lines], f"CKNNA with {one.reference}")
         ends = "; ".join(
             f"{name}: highest {max(values):.3f} at block {values.index(max(values)) + 1} of {len(values)}"
             for name, _, values in one.lines
         )
         report.figure(plot.svg(), ends, alt=f"{plot.title} over the blocks of {len(one.lines)} networks")
-        report.small_print("Protocol.", protocol.describe())
+        made = [(name, protocol) for (name, *_), protocol in zip(one.lines, one.protocols, strict=True)]
+        for label, text in protocol_lines(made):
+            report.small_print(f"{label}.", text)

@@ -221,13 +221,13 @@ def row_notes(run: Run, results: Results, fingerprint: str | None = None) -> str
     Args:
         run: whose row it is.
         results: of the row.
-        fingerprint: of the run's tokenizer as it is now; None: not known.
+        fingerprint: of the run's tokenizer, or network, as it is now; None: not known.
     """
     notes = []
     if results.step is not None and run.step is not None and results.step != run.step:
         notes.append(f"measured at step {results.step:,}; the run is at step {run.step:,}")
     elif fingerprint and results.fingerprint and results.fingerprint != fingerprint:
-        notes.append("measured on other weights than the run's tokenizer has now")
+        notes.append("measured on other weights than the run has now")
     notes += [f"{count:,} left out: {reason}" for reason, count in results.left_out.items()]
     notes += [str(warning) for warning in results.tables.get("warnings", [])]
     if results.tables.get("not measured"):
@@ -237,14 +237,13 @@ def row_notes(run: Run, results: Results, fingerprint: str | None = None) -> str
     return "; ".join(notes)
 
 
-def protocol_lines(columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """Say how the unmarked numbers were made: what is common to all once, then metric by metric."""
-    protocols = [column.number.protocol for column in columns]
-    shared = common_lines(protocols)
+def protocol_lines(named: Sequence[tuple[str, Protocol]]) -> list[tuple[str, str]]:
+    """Say how numbers were made, each with its name: what is common to all once, then name by name."""
+    shared = common_lines([protocol for _, protocol in named])
     lines = [("Protocol", in_words(shared))] if shared else []
     own: dict[str, list[str]] = {}
-    for column in columns:
-        own.setdefault(column.number.protocol.describe(without=shared), []).append(column.number.name)
+    for name, protocol in named:
+        own.setdefault(protocol.describe(without=shared), []).append(name)
     return lines + [(", ".join(names), text) for text, names in own.items() if text]
 
 
@@ -262,7 +261,7 @@ class RunsReport(Report):
         Args:
             group: at least one row.
             missing: runs without these results: (name, what the reader can do) each.
-            fingerprints: of the runs' tokenizers, by the run's name, where they are known.
+            fingerprints: of the runs' tokenizers, or networks, by the run's name, where they are known.
         """
         marks, signs, known = Marks(), Marks(NOTE_SIGNS), fingerprints or {}
         rows = [
@@ -273,7 +272,8 @@ class RunsReport(Report):
         table = (_tall if len(columns) > WIDE else _wide)(
             columns, [*rows, *((name, "") for name, _ in missing)]
         )
-        common, *own = [(f"{title}.", text) for title, text in protocol_lines(columns)] or [("", "")]
+        made = protocol_lines([(column.number.name, column.number.protocol) for column in columns])
+        common, *own = [(f"{title}.", text) for title, text in made] or [("", "")]
         apart = [*own, *marks]
         below = _paragraphs([common])
         if len(apart) > WIDE:

@@ -21,7 +21,7 @@ from lumitok.pipelines.sample import describe
 
 PLACES = 6
 """Samples side by side."""
-MOMENTS = (5, 3)
+MOMENTS_ALONE, MOMENTS_BESIDE_OTHERS = 5, 3
 """Moments of the training that are shown: of one run alone, and of each of several."""
 
 
@@ -35,8 +35,9 @@ def add_samples(report: Report, runs: Sequence[Run]) -> None:
         "Drawn with the averaged weights. A column has the same noise and the same class at every moment; "
         "the columns are spread evenly over all samples, and none was chosen.",
     )
+    most = MOMENTS_ALONE if len(runs) == 1 else MOMENTS_BESIDE_OTHERS
     for run in drawn:
-        moments = _moments(run.samples, MOMENTS[len(runs) > 1])
+        moments = _moments(run.samples, most)
         pictures = [read_examples(folder) for folder in moments]
         count = len(pictures[-1])
         places = evenly(count, PLACES)
@@ -76,8 +77,7 @@ def class_names(run: Run, count: int) -> list[str]:
     names, wanted = run.latents.classes, recipe.samples
     if not names or wanted.count != count:  # Samples drawn before the recipe was changed.
         return []
-    labels = wanted.classes or [index * len(names) // count for index in range(count)]
-    return [names[labels[index % len(labels)]] for index in range(count)]
+    return [names[label] for label in wanted.labels(len(names))]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from lumitok.evaluation.processes import here, is_main, together
 from lumitok.evaluation.protocol import common_lines, in_words
 from lumitok.evaluation.results import Number, Results
 from lumitok.pipelines.evaluate_generation import evaluate_generation
+from lumitok.pipelines.report_runs import SWEEP
 from lumitok.pipelines.sample import PICTURES, Precision, Wanted, sample_pictures
 from lumitok.pipelines.sweep_plan import (
     CHECKPOINT,
@@ -40,7 +41,7 @@ from lumitok.pipelines.sweep_plan import (
 
 __all__ = ["SweepReport", "is_main", "parse_settings", "run_sweep"]
 
-POINTS, TABLE, PLOT = "points", "sweep.json", "sweep.png"
+POINTS, PLOT = "points", "sweep.png"
 DEFAULT_COUNT = 5_000
 
 
@@ -167,7 +168,7 @@ def run_sweep(
         together(lambda: None)  # The main process has written by then.
         found.append(Measured(point, folder, Results.load(_file(folder, measure)), done))
         if is_main():
-            _write_table(out / TABLE, found, swept, wanted, measure)
+            _write_table(out / SWEEP, found, swept, wanted, measure)
     return _report(out, found, swept)
 
 
@@ -262,7 +263,7 @@ def _report(out: Path, found: list[Measured], over: Over) -> SweepReport:
     warnings = [text for one in found for text in one.results.tables.get("warnings", [])]
     plot = _plot(out / PLOT, found, over)
     how = in_words(common_lines([number.protocol for one in found for number in one.results.numbers]))
-    return SweepReport(out, over, found, out / TABLE, plot, list(dict.fromkeys(warnings)), how)
+    return SweepReport(out, over, found, out / SWEEP, plot, list(dict.fromkeys(warnings)), how)
 
 
 def _plot(path: Path, found: Sequence[Measured], over: Over) -> Path | None:

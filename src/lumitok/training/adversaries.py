@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,18 @@ class Discriminators(nn.Module):
                 patch.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return found
 
-    def encoders(self) -> dict[str, str]:
-        """Short hashes of the frozen encoders' weights, by what a checkpoint names them."""
-        return {
-            f"the discriminator's {name}": part.weights_hash()[:12]
-            for name, part in frozen_encoders(self).items()
-        }
+    def identity(self) -> dict[str, Any]:
+        """What no shape of a weight shows and these weights are of no use without, by what it is called.
+
+        Of a frozen encoder the short hash of its weights, and the layers that the heads read, in order.
+        """
+        found: dict[str, Any] = {}
+        for name, part in frozen_encoders(self).items():
+            found[f"the discriminator's {name}"] = part.weights_hash()[:12]
+            found[f"the layers of the discriminator's {name}"] = list(part.config.layers)
+        if self.patch is not None:
+            found["the patch discriminator's padding"] = self.patch.config.padding
+        return found
 
     @property
     def patch_loss(self) -> PatchLoss:

@@ -213,12 +213,15 @@ def load_place(folder: Path) -> Place:
 
 
 def save_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Write what a run must find again to go on: its pictures and its frozen encoders."""
+    """Write what a run must find again to go on: its pictures, frozen encoders and their layers."""
     (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n")
 
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Raise a LumitokError where pictures or frozen encoders are not those of the checkpoint."""
+    """Raise a LumitokError where pictures, frozen encoders or their layers are not those of the checkpoint.
+
+    What an older checkpoint does not say is not compared.
+    """
     saved = json.loads((folder / IDENTITY).read_text())
     for name, value in identity.items():
         if name in saved and saved[name] != value:

@@ -141,7 +141,7 @@ def _report(run: DiffusionRun, journal: Journal, state: DiffusionState, last: bo
 def _introduce(run: DiffusionRun, journal: Journal) -> None:
     count = sum(p.numel() for p in run.network.parameters() if p.requires_grad)
     shape = "x".join(str(side) for side in run.network.latent_shape)
-    labels = f"{len(run.store.classes)} classes" if run.network.null_label else "no classes"
+    labels = f"{len(run.store.classes)} classes" if run.network.null_label else "no classes, so no guidance"
     journal.say(
         f"{run.recipe.name or run.folder}: {count / 1e6:.2f} M trainable parameters on "
         f"{run.accelerator.device} ({run.accelerator.mixed_precision}), "
@@ -226,16 +226,13 @@ def sample_pictures(
 
     The network is left in training mode.
     """
-    classes = len(origin.classes) if network.null_label else 0
-    labels = wanted.classes or [index * classes // wanted.count for index in range(wanted.count)]
-    labels = [labels[index % len(labels)] for index in range(wanted.count)]
+    labels = wanted.labels(len(origin.classes) if network.null_label else 0)
     seeds = [derive_seed(wanted.seed, index) for index in range(wanted.count)]
     network.eval()
-    z = sample(network, labels if classes else None, seeds, wanted.sampling)
+    z = sample(network, labels or None, seeds, wanted.sampling)
     network.train()
     pictures: Tensor = tokenizer.decode(origin.spec.unwhiten(z)).sample
-    names = [origin.classes[label] for label in labels] if classes else []
-    return to_uint8(pictures.float()).cpu(), names
+    return to_uint8(pictures.float()).cpu(), [origin.classes[label] for label in labels]
 
 
 def _save(run: DiffusionRun, state: DiffusionState) -> None:

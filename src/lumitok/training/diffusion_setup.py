@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lumitok.config import DiffusionRecipe, save_recipe
+from lumitok.config import DiffusionRecipe, SamplesConfig, save_recipe
 from lumitok.config.networks import AnyNetwork
 from lumitok.data import Pictures, open_pictures
 from lumitok.data.latent_store import LatentStore, open_latent_store
@@ -93,7 +93,9 @@ def start_diffusion(recipe: DiffusionRecipe, resume: bool) -> DiffusionRun:
         )
     store = open_latent_store(Path(recipe.data.latents))
     store.spec.require_statistics()
-    recipe = recipe.model_copy(update={"network": _fitted(recipe.network, store)})
+    network_config = _fitted(recipe.network, store)
+    samples = possible_samples(recipe.samples, network_config)
+    recipe = recipe.model_copy(update={"network": network_config, "samples": samples})
     accelerator = start_accelerator(training, folder)
     taken_up, mended = take_up(folder, recipe, resume, CHANGEABLE)
     _check_batches(recipe, accelerator.num_processes)
@@ -176,6 +178,14 @@ def fitted(network: AnyNetwork, channels: int, side: int, classes: int, source: 
                 f"or give network.{key}={value}"
             )
     return type(network).model_validate(network.model_dump() | known)
+
+
+def possible_samples(samples: SamplesConfig, network: AnyNetwork) -> SamplesConfig:
+    """The samples as asked for, without guidance where the network knows no classes to lead to."""
+    if network.classes or samples.sampling.autoguidance:
+        return samples
+    sampling = samples.sampling.model_copy(update={"guidance": 1.0, "class_guidance": None})
+    return samples.model_copy(update={"sampling": sampling})
 
 
 def _check_batches(recipe: DiffusionRecipe, world: int) -> None:

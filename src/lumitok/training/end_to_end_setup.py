@@ -14,7 +14,7 @@ from lumitok.errors import LumitokError
 from lumitok.foundation import FoundationEncoder
 from lumitok.training.begin import Changeable, start_accelerator, take_up
 from lumitok.training.checkpoint import check_identity, load_tensors, load_trained_state
-from lumitok.training.diffusion_setup import fitted, stage_encoders
+from lumitok.training.diffusion_setup import fitted, possible_samples, stage_encoders
 from lumitok.training.ema import EMA
 from lumitok.training.live_normaliser import LiveNormaliser
 from lumitok.training.measure import measure_latents
@@ -67,7 +67,8 @@ def start_end_to_end(recipe: EndToEndRecipe, resume: bool) -> EndToEndRun:
     network_config = fitted(
         recipe.network, model.latent_channels, side, classes, "this recipe's tokenizer and pictures"
     )
-    recipe = recipe.model_copy(update={"network": network_config})
+    samples = possible_samples(recipe.samples, network_config)
+    recipe = recipe.model_copy(update={"network": network_config, "samples": samples})
     taken_up, mended = take_up(folder, recipe, resume, CHANGEABLE)
     base = build_run(recipe, accelerator, taken_up, mended, resume=resume, data=data)
     encoders = stage_encoders(recipe.diffusion(), accelerator)

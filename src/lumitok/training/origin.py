@@ -122,12 +122,13 @@ def _take_discriminators(
     alone = saved.parent / "tokenizer"
     anew = f"from the tokenizer alone, init={alone}" if alone.is_dir() else f"by removing {path}"
     known = json.loads((saved / IDENTITY).read_text()) if (saved / IDENTITY).is_file() else {}
-    for name, ours in discriminators.encoders().items():
-        if known.get(name, ours) != ours:
+    for name, ours in discriminators.identity().items():
+        theirs = known.get(name, ours)  # Older files say less.
+        if theirs != ours:
+            there, here = (f"of hash {x}" if isinstance(x, str) else str(x) for x in (theirs, ours))
             raise LumitokError(
-                f"init: the discriminators of {saved.parent} were trained on an encoder with the hash "
-                f"{known[name]}, and {name} here has {ours}; name the same encoder and weights, or begin "
-                f"with new ones {anew}"
+                f"init: the discriminators of {saved.parent} are not the recipe's: {name}, {there} there and "
+                f"{here} here; give the recipe the same, or begin with new ones {anew}"
             )
     state = load_tensors(path, device)
     shared = {name for name, _ in discriminators.named_children()} & {key.split(".")[0] for key in state}

@@ -213,7 +213,7 @@ def _identity(
     found = {"the pictures": f"{len(pictures)} with names of hash {names[:12]}"}
     for name, part in frozen_encoders(tokenizer).items():
         found[f"the encoder {name}"] = part.weights_hash()[:12]
-    return found if discriminators is None else found | discriminators.encoders()
+    return found if discriminators is None else found | discriminators.identity()
 
 
 def _check_batches(recipe: PictureRecipe, world: int) -> None:
