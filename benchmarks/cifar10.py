@@ -45,7 +45,7 @@ CURVE_STEPS = (100, 200, 400, 700)
 
 
 def train(name: str, out: Path, pictures: Path, held_out: Path) -> Path:
-    """Train a recipe, go on with it, or find it done."""
+    """Train a recipe, and what it begins with; go on with it, or find it done."""
     from lumitok.training import train as run
 
     folder = out / name
@@ -53,7 +53,7 @@ def train(name: str, out: Path, pictures: Path, held_out: Path) -> Path:
         return folder
     changes = [f"data.train={pictures}", f"data.validation={held_out}", f"out={folder}"]
     if name in AFTER:
-        changes.append(f"init={out / AFTER[name]}")
+        changes.append(f"init={train(AFTER[name], out, pictures, held_out)}")
     return run(load_recipe(f"cifar10/{name}", changes), resume=True)
 
 
@@ -96,7 +96,7 @@ def measured(subject: Path, train: Path, test: Path, *, curve: bool = False) -> 
                 )  # fmt: skip
             else:
                 # The latent alone, not the tokenizer: its encoder's own features are of no interest here.
-                latent = TokenizerLatent(open_tokenizer(str(subject)).eval(), "mean", 0)
+                latent = TokenizerLatent(open_tokenizer(str(subject)), "mean", 0)
                 results = evaluate_representation(
                     latent, test, train_data=train, size=32, references=() if curve else (REFERENCE,),
                     count=CKNNA_PICTURES, changes=False, probe=ProbeSettings(seed=0),
@@ -196,7 +196,7 @@ def sheet(out: Path, names: Sequence[str], test: Path) -> Image.Image:
     rows, labels = [list(pixels)], ["original"]
     for title, name in RECIPES.items():
         if name in names:
-            tokenizer = open_tokenizer(str(out / name)).eval()
+            tokenizer = open_tokenizer(str(out / name))
             with torch.no_grad():
                 back = tokenizer.reconstruct(pixels.float() / 127.5 - 1)
             rows.append(list(to_uint8(back)))
@@ -224,9 +224,7 @@ def main() -> None:
         list(CURVES.values()) if "curves" in names else []
     )
     for name in wanted:
-        for needed in (AFTER.get(AFTER.get(name, ""), ""), AFTER.get(name, ""), name):
-            if needed:
-                train(needed, chosen.out, chosen.train, chosen.test)
+        train(name, chosen.out, chosen.train, chosen.test)
     print("\n".join(table(chosen.out, names, chosen.train, chosen.test)))
     sheet(chosen.out, names, chosen.test).save(chosen.out / "pictures.png")
     if "curves" in names:

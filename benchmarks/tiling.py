@@ -89,14 +89,14 @@ def photo(picture: Path | None) -> Tensor:
 def compare(checkpoint: str, picture: Path | None, tile: int, overlap: int) -> None:
     """Print how far a tokenizer's tiled reconstruction lies from the untiled one."""
     tokenizer = open_tokenizer(checkpoint)
-    assert isinstance(tokenizer, Autoencoder), f"{checkpoint} has no tiling"
-    tokenizer.eval()
+    if not isinstance(tokenizer, Autoencoder):
+        raise SystemExit(f"{checkpoint} is a {type(tokenizer).__name__}, which has no tiling")
     x = photo(picture)
     if max(x.shape[-2:]) <= tile:
         raise SystemExit(
             f"the picture has {x.shape[-1]} x {x.shape[-2]} px and is one tile of {tile}; lower --tile"
         )
-    whole = to_uint8(tokenizer.decode(tokenizer.encode(x).latent_dist.mode()).sample).int()
+    whole = to_uint8(tokenizer.reconstruct(x)).int()
     rows, columns = (blended(side, tile, overlap, tokenizer.size_multiple) for side in x.shape[-2:])
     seam = rows[:, None] | columns
     name = "scikit-image's astronaut" if picture is None else picture.name
@@ -104,7 +104,7 @@ def compare(checkpoint: str, picture: Path | None, tile: int, overlap: int) -> N
     print(f"{'turns':>5} {'largest':>8} {'mean':>6} {'mean, blended':>14} {'more than 1 apart':>18}")
     for turns in (1, 4, 8):
         tokenizer.enable_tiling(tile, overlap, turns)
-        tiled = to_uint8(tokenizer.decode(tokenizer.encode(x).latent_dist.mode()).sample).int()
+        tiled = to_uint8(tokenizer.reconstruct(x)).int()
         apart = (tiled - whole).abs().amax(1)[0].double()
         print(
             f"{turns:>5} {int(apart.max()):>8} {apart.mean():>6.2f} {apart[seam].mean():>14.2f} "
