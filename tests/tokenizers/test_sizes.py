@@ -7,52 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from lumitok.config import ModelConfig
 from lumitok.errors import LumitokError
 from lumitok.tokenizers import build_tokenizer
 from lumitok.tokenizers.autoencoder import Autoencoder
+from tests.tokenizers.kinds import KINDS, settings
 
-VIT = {
-    "name": "timm:vit_tiny_patch16_224",
-    "layers": [-1],
-    "weights": "random",
-    "timm_kwargs": {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2},
-}
-VIT_14 = VIT | {"scale": 0.875, "timm_kwargs": {**VIT["timm_kwargs"], "img_size": 28, "patch_size": 14}}  # type: ignore[dict-item]
-CNN = {"name": "timm:test_efficientnet", "layers": [2, 4, 5], "weights": "random"}
-LDM = {"decoder_channels": 32, "decoder_multipliers": [1, 1, 1, 1, 2], "decoder_blocks": 1}
-KINDS: dict[str, dict[str, Any]] = {
-    "vfm-vae": {},
-    "vfm-vae, legacy noise": {"legacy_noise": True},
-    "vfm-vae, stylegan": {"blocks": "stylegan", "projection": "convolution", "block_attention": [0] * 6},
-    # A latent's place is 8 px, the decoder's grid 16: an odd number of places must be padded.
-    "vfm-vae, f8": {"image_size": 64, "downsampling": 8},
-    # Its coarsest map has 32 px a place, more than the decoder's grid of 16 px asks for.
-    "vfm-vae, pyramid": {"image_size": 64, "encoder": CNN, "projected_channels": [4, 8, 8]},
-    "frozen-ldm": {"type": "frozen-ldm", "encoder": VIT, "adapter_channels": 8, **LDM},
-    "aligntok": {"type": "aligntok", "encoder": VIT_14, **LDM},
-    "aligntok, hybrid": {
-        "type": "aligntok",
-        "encoder": VIT,
-        "decoder": "hybrid",
-        "hybrid_depth": 1,
-        "hybrid_width": 64,
-        **LDM,
-    },
-    "ldm": {"type": "ldm", "channels": 32, "multipliers": [1, 1, 1, 1, 2], "encoder_blocks": 1},
-    "ldm, f8": {"type": "ldm", "downsampling": 8, "channels": 32, "multipliers": [1, 1, 1, 2]},
-    "rae": {
-        "type": "rae",
-        "encoder": VIT_14 | {"layers": [-2], "timm_kwargs": {**VIT_14["timm_kwargs"], "embed_dim": 4}},  # type: ignore[dict-item]
-        "decoder_width": 16,
-        "decoder_depth": 1,
-        "decoder_heads": 2,
-        "decoder_mlp": 16,
-    },
-}
 MULTIPLES = dict.fromkeys(KINDS, 16) | {"vfm-vae, pyramid": 32, "ldm, f8": 8}
 
 
@@ -60,10 +21,7 @@ MULTIPLES = dict.fromkeys(KINDS, 16) | {"vfm-vae, pyramid": 32, "ldm, f8": 8}
 def build(tiny_recipe: dict[str, Any]) -> Callable[[str], Autoencoder]:
     def built(kind: str) -> Autoencoder:
         torch.manual_seed(0)
-        changes = KINDS[kind]
-        own = {"image_size": 32, "latent_channels": 4}
-        config = (own if "type" in changes else tiny_recipe["model"]) | changes
-        tokenizer = build_tokenizer(TypeAdapter(ModelConfig).validate_python(config)).eval()
+        tokenizer = build_tokenizer(settings(kind, tiny_recipe)).eval()
         assert isinstance(tokenizer, Autoencoder)
         return tokenizer
 

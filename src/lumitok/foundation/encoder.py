@@ -176,8 +176,9 @@ class FoundationEncoder(nn.Module):
         height, width = pixels.shape[-2:]
         scale = self.config.scale if scaled else 1.0
         self._check_sides(height, width, scale)
-        x = self._resize(pixels.to(self.mean.dtype), scale)
-        x = (x - self.mean) / self.std
+        # At least float32: with antialias, torch resizes nothing narrower on a CPU.
+        x = self._resize(pixels.to(torch.promote_types(self.dtype, torch.float32)), scale)
+        x = ((x - self.mean) / self.std).to(self.dtype)
         return self._read_transformer(x) if self._is_transformer else self._read_pyramid(x)
 
     def _resize(self, pixels: Tensor, scale: float) -> Tensor:
