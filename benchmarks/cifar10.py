@@ -30,11 +30,13 @@ RECIPES = {
     "AlignTok stage 1": "aligntok-1",
     "AlignTok stage 2": "aligntok-2",
     "AlignTok stage 3": "aligntok-3",
+    "AlignTok stage 2, weight 0.1": "aligntok-2-weight-0.1",
     "AlignTok stage 2, weight 0": "aligntok-2-weight-0",
 }
-AFTER = {"aligntok-2": "aligntok-1", "aligntok-2-weight-0": "aligntok-1", "aligntok-3": "aligntok-2"}
+CURVES = {"1": "aligntok-2", "0.1": "aligntok-2-weight-0.1", "0": "aligntok-2-weight-0"}
+"""Stage 2 by its preservation weight."""
+AFTER = dict.fromkeys(CURVES.values(), "aligntok-1") | {"aligntok-3": "aligntok-2"}
 """The recipe whose run another begins with."""
-CURVES = {"weight 1": "aligntok-2", "weight 0": "aligntok-2-weight-0"}
 PERCEPTUAL = "efficientnet-lite2"
 """No training sees this network, so it judges all of them alike."""
 REFERENCE = EncoderConfig(name="efficientnet-lite2", scale=4.0)
@@ -155,12 +157,11 @@ def curves(out: Path, train: Path, test: Path, figure: Path) -> list[str]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [
-        "| Step of stage 2 | PSNR, weight 1 | weight 0 | Probe, weight 1 | weight 0 |",
-        "|--:|--:|--:|--:|--:|",
-    ]
+    weights = [f"weight {weight}" for weight in CURVES]
+    titles = " | ".join(f"{what}, {weight}" for what in ("PSNR", "Probe") for weight in weights)
+    lines = [f"| Step of stage 2 | {titles} |", "|--:" * (1 + 2 * len(weights)) + "|"]
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    for title, name in CURVES.items():
+    for title, name in zip(weights, CURVES.values(), strict=True):
         begin = {0: out / AFTER[name]}
         steps = {step: out / name / "checkpoints" / f"step-{step:08d}" for step in CURVE_STEPS}
         found[title] = {}
@@ -168,10 +169,10 @@ def curves(out: Path, train: Path, test: Path, figure: Path) -> list[str]:
             near, meaning = measured(subject, train, test, curve=True)
             point = value(near, "PSNR"), value(meaning, "linear probe, latent", "flattened")
             found[title][step] = point
-    one, none = found["weight 1"], found["weight 0"]
-    for step in sorted(one.keys() & none.keys()):
-        (a, p), (b, q) = one[step], none[step]
-        lines.append(f"| {step} | {a:.2f} dB | {b:.2f} dB | {p:.1f} % | {q:.1f} % |")
+    for step in (0, *CURVE_STEPS):
+        points = [curve[step] for curve in found.values()]
+        row = [f"{psnr:.2f} dB" for psnr, _ in points] + [f"{probe:.1f} %" for _, probe in points]
+        lines.append(f"| {step} | {' | '.join(row)} |")
     drawn, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, place, label in zip(axes, (0, 1), ("PSNR, dB", "linear probe, %"), strict=True):
         for title, points in found.items():

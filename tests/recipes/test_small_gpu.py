@@ -16,6 +16,8 @@ PAPERS = {
     "aligntok": "aligntok/imagenet256/all",
     "va-vae": "va-vae/imagenet256/long/all",
     "vae": "vae/imagenet256/f16d32",
+    "sd-vae": "vae/imagenet256/sd-vae-f8d4",
+    "rae": "rae/imagenet256/dinov2-base-registers",
 }
 
 
@@ -31,7 +33,7 @@ def test_the_model_is_the_papers_and_the_weights_are_asked_for(name: str) -> Non
     assert stage.losses.gan_from == 0
 
 
-@pytest.mark.parametrize("name", ["vfm-vae", "aligntok", "vae"])
+@pytest.mark.parametrize("name", ["vfm-vae", "aligntok", "vae", "sd-vae", "rae"])
 def test_the_estimate_of_memory_adds_up(name: str) -> None:
     text = " ".join(
         line.lstrip("# ") for line in (RECIPES / f"small-gpu/{name}.yaml").read_text().splitlines()
