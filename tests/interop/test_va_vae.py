@@ -57,6 +57,8 @@ def test_official_names(state: dict[str, Tensor]) -> None:
         {"vf_head": False, "vf_channels": 1024},
         {"downsampling": 8, "multipliers": [1, 2, 3, 1], "level_attention": False, "encoder_blocks": 2},
         {"latent_convolutions": False, "latent_channels": 5, "decoder_blocks": 3},
+        {"level_attention": [False, False, False, True, True]},
+        {"middle_attention": False},
     ],
 )
 def test_the_shapes_say_the_settings(changes: dict[str, Any]) -> None:
@@ -105,13 +107,13 @@ def test_other_files_are_refused(content: dict[str, Any], said: str, tmp_path: P
 
 
 def test_sizes_that_no_config_has_are_refused(state: dict[str, Tensor]) -> None:
-    two = {
+    one = {
         key: value
         for key, value in state.items()
-        if not any(f".{side}.{level}." in key for side in ("down", "up") for level in (2, 3, 4))
+        if not any(f".{side}.{level}." in key for side in ("down", "up") for level in (1, 2, 3, 4))
     }
-    with pytest.raises(LumitokError, match="downsampling: input should be 4, 8 or 16, not 2"):
-        read_settings(two)
+    with pytest.raises(LumitokError, match=r"downsampling: input should be 2, .*16 or 32, not 1"):
+        read_settings(one)
     odd = {k: v[:40] if k.startswith(("encoder.down.1.", "decoder.up.1.")) else v for k, v in state.items()}
     odd |= {k: torch.zeros(40) for k in odd if ".1.block.0.norm2" in k}
     wide = {k: torch.zeros(40, 3, 3, 3) if k == "encoder.conv_in.weight" else v for k, v in odd.items()}

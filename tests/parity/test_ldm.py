@@ -76,6 +76,29 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "level_attention": True,
         },
     ),
+    "latent diffusion's f32, attention at two sizes": (
+        {
+            "block_out_channels": [32] * 5 + [64],
+            "norm_num_groups": 8,  # Groups of one channel at one or two places would blow up rounding.
+            "down_block_types": ["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"] * 2,
+            "up_block_types": ["AttnUpDecoderBlock2D"] * 2 + ["UpDecoderBlock2D"] * 4,
+        },
+        {
+            "downsampling": 32,
+            "multipliers": [1, 1, 1, 1, 1, 2],
+            "groups": 8,
+            "level_attention": [False, False, False, False, True, True],
+        },
+    ),
+    "f2, no attention anywhere": (
+        {
+            "block_out_channels": [16, 32],
+            "norm_num_groups": 8,
+            "mid_block_add_attention": False,
+            **{name: kinds[:2] for name, kinds in kl.SD.items()},
+        },
+        {"downsampling": 2, "channels": 16, "multipliers": [1, 2], "groups": 8, "middle_attention": False},
+    ),
     "wide levels before narrow ones": (
         {"block_out_channels": [32, 96, 64, 32]},
         {"multipliers": [1, 3, 2, 1]},
@@ -102,7 +125,7 @@ def pictures(*shape: int) -> Tensor:
 def test_the_whole_is_diffusers_autoencoder(case: str) -> None:
     theirs, ours = both(case)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
-    x = pictures(2, 3, 32, 48)
+    x = pictures(2, 3, 32, 64)
     wanted, found = theirs.encode(x).latent_dist, ours.encode(x).latent_dist
     for name in ("mean", "logvar", "std"):
         assert relative_error(getattr(found, name), getattr(wanted, name)) < 1e-5, name

@@ -219,7 +219,7 @@ def test_a_model_without_a_type_is_vfm_vae(own: str, tmp_path: Path) -> None:
         ("model.encoder.scale=-1", "model.encoder.scale: input should be greater than 0, not -1"),
         (
             "model.decoder_multipliers=[1]",
-            "model: decoder_multipliers has 1 numbers; downsampling 16 needs 5",
+            "model: decoder_multipliers has 1 entries; downsampling 16 needs 5",
         ),
         ("model.encoder={}", "the key 'model.encoder.name' is missing"),
         (

@@ -122,7 +122,7 @@ def test_maps_off_the_latents_grid_are_refused_with_the_right_scale(config: dict
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"decoder_multipliers": [1, 2]}, "decoder_multipliers has 2 numbers; downsampling 16 needs 5"),
+        ({"decoder_multipliers": [1, 2]}, "decoder_multipliers has 2 entries; downsampling 16 needs 5"),
         ({"decoder_multipliers": [1, 0, 1, 1, 1]}, "decoder_multipliers are 1 or more, not 0"),
         ({"decoder_channels": 40}, "multiple of 32"),
         ({"latents_std": [1.0]}, "latents_std has 1 numbers for 4 latent channels"),

@@ -148,9 +148,9 @@ def test_saved_and_loaded_it_is_the_same(changes: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"multipliers": [1, 2]}, "multipliers has 2 numbers; downsampling 16 needs 5"),
+        ({"multipliers": [1, 2]}, "multipliers has 2 entries; downsampling 16 needs 5"),
         ({"multipliers": [1, 0, 1, 1, 1]}, "multipliers are 1 or more, not 0"),
-        ({"channels": 40}, "multiple of 32"),
+        ({"channels": 40}, "channels is 40, not a multiple of groups, 32"),
     ],
 )
 def test_settings_that_cannot_be_built_say_why(changes: dict[str, Any], said: str) -> None:

@@ -34,7 +34,7 @@ class TokenizerConfig(Section):
     """The kind of tokenizer."""
     image_size: int = Field(256, ge=32, multiple_of=32)
     """Side in pixels of the pictures it is trained on."""
-    downsampling: Literal[4, 8, 16] = 16
+    downsampling: Literal[2, 4, 8, 16, 32] = 16
     """Picture side divided by latent side."""
     latent_channels: int = Field(32, ge=1)
     """Channels of the latent z."""
@@ -131,6 +131,8 @@ class VFMVAEConfig(TokenizerConfig):
 
     def _check_blocks(self) -> None:
         count = block_count(self.image_size)
+        if not 4 <= self.downsampling <= 16:
+            raise ValueError(f"VFM-VAE has downsampling 4, 8 or 16, not {self.downsampling}")
         if self.image_size % 2**count:
             lower = self.image_size // 2**count * 2**count
             raise ValueError(
@@ -179,7 +181,7 @@ class LDMConfig(TokenizerConfig):
     type: Literal["ldm"] = "ldm"
     vf_channels: int = Field(1024, ge=1)
     """Width of the foundation encoder that the VF loss compares with (``losses.vf_encoder``)."""
-    channels: int = Field(128, ge=32, multiple_of=32)
+    channels: int = Field(128, ge=1)
     """Channels at the picture's size."""
     multipliers: list[int] = [1, 1, 2, 2, 4]
     """Factor on ``channels`` at each level, the picture's size first; each further level has half the
@@ -188,8 +190,11 @@ class LDMConfig(TokenizerConfig):
     """Residual blocks a level of the encoder."""
     decoder_blocks: int = Field(3, ge=1)
     """Residual blocks a level of the decoder."""
-    level_attention: bool = True
-    """Whether attention follows each residual block at the latent's size; the middle always has it."""
+    level_attention: bool | list[bool] = True
+    """Whether attention follows each residual block: at the latent's size alone, or a bool a level, the
+    picture's size first."""
+    middle_attention: bool = True
+    """Whether it stands between the two residual blocks in the middle, at the latent's size."""
     groups: int = Field(32, ge=1)
     """Groups of every group norm. A group of one channel forgets its mean: narrow networks want fewer."""
     latent_convolutions: bool = True
@@ -198,6 +203,8 @@ class LDMConfig(TokenizerConfig):
     @model_validator(mode="after")
     def _check(self) -> LDMConfig:
         _check_levels("multipliers", self.multipliers, self.downsampling)
+        if isinstance(self.level_attention, list):
+            _check_count("level_attention", len(self.level_attention), self.downsampling)
         _check_groups("groups", self.groups, "channels", self.channels)
         return self
 
@@ -208,12 +215,16 @@ def _check_groups(name: str, groups: int, channels_name: str, channels: int) -> 
 
 
 def _check_levels(name: str, multipliers: list[int], downsampling: int) -> None:
-    """A level halves the side, but for the last."""
-    levels = int(math.log2(downsampling)) + 1
-    if len(multipliers) != levels:
-        raise ValueError(f"{name} has {len(multipliers)} numbers; downsampling {downsampling} needs {levels}")
+    _check_count(name, len(multipliers), downsampling)
     if min(multipliers) < 1:
         raise ValueError(f"{name} are 1 or more, not {min(multipliers)}")
+
+
+def _check_count(name: str, count: int, downsampling: int) -> None:
+    """A level halves the side, but for the last."""
+    levels = int(math.log2(downsampling)) + 1
+    if count != levels:
+        raise ValueError(f"{name} has {count} entries; downsampling {downsampling} needs {levels}")
 
 
 class LoRAConfig(Section):

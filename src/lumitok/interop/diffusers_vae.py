@@ -36,7 +36,7 @@ class DiffusersConfig(Section):
     out_channels: Literal[3] = 3
     act_fn: Literal["silu", "swish"] = "silu"
     norm_num_groups: int = 32
-    mid_block_add_attention: Literal[True] = True
+    mid_block_add_attention: bool = True
     down_block_types: list[Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]]
     up_block_types: list[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]]
     block_out_channels: list[Annotated[int, Field(ge=1)]]
@@ -57,10 +57,8 @@ class DiffusersConfig(Section):
             raise ValueError("block_out_channels, down_block_types and up_block_types have one entry a level")
         if any(width % channels[0] for width in channels):
             raise ValueError(f"block_out_channels are whole multiples of their first, not {channels}")
-        if any(kind.startswith("Attn") for kind in (*self.down_block_types[:-1], *self.up_block_types[1:])):
-            raise ValueError("lumitok has attention at the latent's size alone, the other levels have none")
-        if self.down_block_types[-1].startswith("Attn") != self.up_block_types[0].startswith("Attn"):
-            raise ValueError("lumitok has attention at the latent's size on both sides or on neither")
+        if self.attention != [kind.startswith("Attn") for kind in reversed(self.up_block_types)]:
+            raise ValueError("lumitok has attention at the same sizes in encoder and decoder")
         if self.use_quant_conv != self.use_post_quant_conv:
             raise ValueError("lumitok has both of use_quant_conv and use_post_quant_conv, or neither")
         if (self.latents_mean is None) != (self.latents_std is None):
@@ -68,6 +66,11 @@ class DiffusersConfig(Section):
         if self.latents_mean is not None and self.shift_factor:
             raise ValueError("latents_mean and shift_factor both shift the latent; one of them is right")
         return self
+
+    @property
+    def attention(self) -> list[bool]:
+        """Whether each level has attention, the picture's size first."""
+        return [kind.startswith("Attn") for kind in self.down_block_types]
 
     def unread(self) -> list[str]:
         """Keys that lumitok knows nothing of."""
@@ -157,7 +160,8 @@ def settings_of(config: DiffusersConfig, image_size: int | None = None) -> LDMCo
             multipliers=[width // channels[0] for width in channels],
             encoder_blocks=config.layers_per_block,
             decoder_blocks=config.layers_per_block + 1,
-            level_attention=config.down_block_types[-1].startswith("Attn"),
+            level_attention=config.attention if any(config.attention[:-1]) else config.attention[-1],
+            middle_attention=config.mid_block_add_attention,
             groups=config.norm_num_groups,
             latent_convolutions=config.use_quant_conv,
             latents_mean=mean,

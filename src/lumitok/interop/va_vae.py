@@ -95,7 +95,9 @@ def read_settings(state: Mapping[str, Any], image_size: int | None = None) -> LD
     block = r"\.block\.\d+\.(conv1|norm2|conv2)\.(weight|bias)"
     widths = [seen.most(rf"(encoder\.down|decoder\.up)\.{level}{block}", 0) or 0 for level in range(levels)]
     channels = seen.most(r"encoder\.conv_in\.(weight|bias)", 0) or widths[0]
-    attention = rf"(?:encoder\.down|decoder\.up)\.{levels - 1}\.attn\.(\d+)\."
+    attention = [
+        seen.count(rf"(?:encoder\.down|decoder\.up)\.{level}\.attn\.(\d+)\.") > 0 for level in range(levels)
+    ]
     if channels < 1 or any(width % channels or not width for width in widths):
         raise LumitokError(
             f"lumitok has no autoencoder of this file's sizes: its levels have {widths} channels, which are "
@@ -113,7 +115,8 @@ def read_settings(state: Mapping[str, Any], image_size: int | None = None) -> LD
             multipliers=[width // channels for width in widths],
             encoder_blocks=seen.count(r"encoder\.down\.\d+\.block\.(\d+)\.") or defaults.encoder_blocks,
             decoder_blocks=seen.count(r"decoder\.up\.\d+\.block\.(\d+)\.") or defaults.decoder_blocks,
-            level_attention=seen.count(attention) > 0,
+            level_attention=attention if any(attention[:-1]) else attention[-1:] == [True],
+            middle_attention=seen.count(r"(?:encoder|decoder)\.mid\.attn_(\d+)\.") > 0,
             latent_convolutions=any(key.startswith(("quant_conv.", "post_quant_conv.")) for key in state),
         )
     except ValidationError as error:

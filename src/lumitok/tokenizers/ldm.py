@@ -6,6 +6,7 @@ z -> convolution -> residual, attention, residual -> levels, each but the last t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -104,10 +105,10 @@ def _levels(
     blocks: int,
     *,
     groups: int,
-    attention: int | None,
+    attention: Sequence[bool],
     resize: Literal["up", "down"],
 ) -> nn.Sequential:
-    """Levels from ``before`` channels to each width in turn, attention at one; all but the last resize."""
+    """Levels from ``before`` channels to each width in turn; all but the last resize."""
     last = len(widths) - 1
     return nn.Sequential(
         *(
@@ -116,7 +117,7 @@ def _levels(
                 width,
                 blocks,
                 groups=groups,
-                attention=index == attention,
+                attention=attention[index],
                 resize=resize if index < last else None,
             )
             for index, (width_before, width) in enumerate(zip([before, *widths], widths, strict=False))
@@ -124,10 +125,17 @@ def _levels(
     )
 
 
-def _middle(channels: int, groups: int) -> nn.Sequential:
+def _attended(level_attention: bool | Sequence[bool], levels: int) -> list[bool]:
+    """Whether each level has attention, the picture's size first."""
+    if isinstance(level_attention, bool):
+        return [False] * (levels - 1) + [level_attention]
+    return list(level_attention)
+
+
+def _middle(channels: int, groups: int, attention: bool) -> nn.Sequential:
     return nn.Sequential(
         ResidualBlock(channels, channels, groups),
-        Attention(channels, groups),
+        Attention(channels, groups) if attention else nn.Identity(),
         ResidualBlock(channels, channels, groups),
     )
 
@@ -141,7 +149,9 @@ class LDMEncoder(nn.Module):
         multipliers: factor on ``channels`` at each level, the picture's size first; n of them give
             latents of 1 / 2^(n - 1) of the picture's side, rounded down.
         blocks: residual blocks a level.
-        level_attention: whether attention follows each of them at the latent's size.
+        level_attention: whether attention follows each of them: at the latent's size alone, or a bool a
+            level, the picture's size first.
+        middle_attention: whether it stands between the two residual blocks at the latent's size.
         groups: of every group norm.
     """
 
@@ -152,7 +162,8 @@ class LDMEncoder(nn.Module):
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         blocks: int = 2,
         *,
-        level_attention: bool = True,
+        level_attention: bool | Sequence[bool] = True,
+        middle_attention: bool = True,
         groups: int = GROUPS,
     ) -> None:
         super().__init__()
@@ -163,10 +174,10 @@ class LDMEncoder(nn.Module):
             widths,
             blocks,
             groups=groups,
-            attention=len(widths) - 1 if level_attention else None,
+            attention=_attended(level_attention, len(widths)),
             resize="down",
         )
-        self.middle = _middle(widths[-1], groups)
+        self.middle = _middle(widths[-1], groups, middle_attention)
         self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
 
@@ -186,7 +197,9 @@ class LDMDecoder(nn.Module):
         multipliers: factor on ``channels`` at each level, the picture's size first; n of them give
             pictures of 2^(n - 1) times the latent's side.
         blocks: residual blocks a level.
-        level_attention: whether attention follows each of them at the latent's size.
+        level_attention: whether attention follows each of them: at the latent's size alone, or a bool a
+            level, the picture's size first.
+        middle_attention: whether it stands between the two residual blocks at the latent's size.
         groups: of every group norm.
     """
 
@@ -197,19 +210,20 @@ class LDMDecoder(nn.Module):
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         blocks: int = 3,
         *,
-        level_attention: bool = True,
+        level_attention: bool | Sequence[bool] = True,
+        middle_attention: bool = True,
         groups: int = GROUPS,
     ) -> None:
         super().__init__()
         widths = [channels * factor for factor in reversed(multipliers)]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0], groups)
+        self.middle = _middle(widths[0], groups, middle_attention)
         self.levels = _levels(
             widths[0],
             widths,
             blocks,
             groups=groups,
-            attention=0 if level_attention else None,
+            attention=_attended(level_attention, len(widths))[::-1],
             resize="up",
         )
         self.norm_out = _norm(widths[-1], groups)

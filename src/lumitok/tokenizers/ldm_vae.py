@@ -33,7 +33,11 @@ class LDMVAE(Autoencoder):
         super().__init__(settings)
         latent = settings.latent_channels
         sizes = (latent, settings.channels, tuple(settings.multipliers))
-        rest: dict[str, Any] = {"level_attention": settings.level_attention, "groups": settings.groups}
+        rest: dict[str, Any] = {
+            "level_attention": settings.level_attention,
+            "middle_attention": settings.middle_attention,
+            "groups": settings.groups,
+        }
         self.encoder = LDMEncoder(*sizes, settings.encoder_blocks, **rest)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if settings.latent_convolutions else None
         self.vf_head = self.make_vf_head(settings.vf_channels)
