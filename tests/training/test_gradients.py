@@ -116,12 +116,18 @@ def test_the_table_has_every_kind_and_every_stage_of_its_recipes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["vfm-vae/ablation/1-sd-vae-baseline", "vae/imagenet256/f16d32", "va-vae/imagenet256/dinov2-large"],
+    ("name", "stage"),
+    [
+        ("vfm-vae/ablation/1-sd-vae-baseline", 0),
+        ("vae/imagenet256/f16d32", 0),
+        ("va-vae/imagenet256/dinov2-large", 0),
+        ("va-vae/imagenet256/vit-encoder", 0),
+        ("aligntok/imagenet256/ablation/lora", 1),
+    ],
 )
-def test_a_stopped_run_goes_on_bit_for_bit(name: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(name: str, stage: int, pictures: Path, tmp_path: Path) -> None:
     tree = small(name, pictures, tmp_path / "run")
-    tree["stages"][0]["images"] = 6
+    tree["stages"] = [tree["stages"][stage] | {"images": 6}]
     whole = train(Recipe.model_validate(tree))
     stopped = stopped_at(whole, 2, tmp_path / "stopped")
     train(Recipe.model_validate(tree | {"out": str(stopped)}), resume=True)
