@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumitok.config import Recipe, save_recipe
+from lumitok.config import LossConfig, Recipe, save_recipe
 from lumitok.errors import LumitokError
 from lumitok.evaluation.protocol import PictureSet, Protocol
 from lumitok.evaluation.results import Number, Results, default_path
 from lumitok.pipelines import report_album
 from lumitok.pipelines.report import compose, gather, shown_recipe, write_report
 from lumitok.pipelines.report_album import error_of, make_album
-from lumitok.pipelines.report_curves import add_curves, split_name
+from lumitok.pipelines.report_curves import TITLES, add_curves, split_name
 from lumitok.pipelines.report_numbers import RunsReport, group_results
 from lumitok.pipelines.report_pictures import three_moments
 from lumitok.pipelines.report_runs import Run, open_runs, unique_names
@@ -544,6 +544,11 @@ def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
     run = save(make_run(tmp_path / "run"), result(20.0))
     pages = [write_report([run], tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
+
+
+def test_every_loss_of_a_recipe_has_a_title_over_its_curve() -> None:
+    weights = {name for name, key in LossConfig.model_fields.items() if key.annotation is float}
+    assert {name for name in weights if "margin" not in name} - {"feature_distance"} <= TITLES.keys()
 
 
 def test_a_tokenizer_alone_has_no_curves(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

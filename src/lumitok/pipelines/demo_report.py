@@ -37,7 +37,7 @@ SUBTITLE = (
     "VFM-VAE reads a frozen foundation encoder through a decoder made for it. AlignTok turns the encoder "
     "itself into the tokenizer's: in stage 1 it is frozen, and what it has left out of a picture cannot come "
     "back; in stage 2 it is trained for the details, held near its stage-1 latents. AlignTok's latents have "
-    "twice as many numbers here. Every picture below is one that neither was ever trained on."
+    "twice as many numbers here. Every reconstruction below is of a picture that neither was trained on."
 )
 
 

@@ -22,6 +22,7 @@ TITLES = {
     "patchgan": "Adversarial, PatchGAN",
     "patch_discriminator": "PatchGAN discriminator",
     "feature_matching": "Feature matching",
+    "preservation": "Preservation of the latent",
     "velocity": "Velocity, mean square error",
     "cosine": "Velocity, 1 - cosine",
     "alignment": "Alignment with the encoder",
@@ -37,8 +38,8 @@ MEASURED = {
 }
 """Titles and units of what is measured on held-out pictures."""
 FEATURE_DISTANCE = "feature-distance/"
-NOT_DRAWN = ("images_per_second", "skipped_steps", "vf_weight", "vf_distance", "vf_cosine")
-"""What the history keeps for a closer look; gradients too."""
+NOT_DRAWN = ("images_per_second", "skipped_steps", "vf_distance", "vf_cosine")
+"""What the history keeps for a closer look; gradients too, and the weights that follow from them."""
 LOGARITHMIC = ("l1", "multi_resolution_l1")
 MOST_LINES = len(COLORS["light"])
 LEGEND_LETTERS = 62
@@ -111,7 +112,7 @@ def _training(runs: Sequence[Run], labels: Sequence[str]) -> list[Figure]:
     names = dict.fromkeys(name for run in runs for name in value_names(run.history, "train"))
     figures = []
     for name in names:
-        if name in NOT_DRAWN or "gradient" in name:
+        if name in NOT_DRAWN or "gradient" in name or name.endswith("_weight"):
             continue
         title = TITLES.get(name, name)
         if name.startswith(FEATURE_DISTANCE):
