@@ -109,6 +109,10 @@ def test_reconstruct_prints_a_row_a_picture(tiny_recipe: dict[str, Any], tmp_pat
     assert "in tiles of 64 px" in run("reconstruct", str(tmp_path / "tokenizer"), str(pictures[0]), *whole)
     with Image.open(tmp_path / "whole/one-reconstruction.png") as sheet:
         assert sheet.height > 80
+    Image.new("RGB", (40, 5)).save(tmp_path / "line.png")
+    text = run("reconstruct", str(tmp_path / "tokenizer"), str(tmp_path / "line.png"), *whole)
+    row = next(line for line in text.splitlines() if "line-reconstruction.png" in line)
+    assert row.rstrip().endswith("-")
 
 
 def test_doctor_says_what_is_here() -> None:

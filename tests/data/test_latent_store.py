@@ -26,6 +26,7 @@ from lumitok.data.latent_store import (
     Kind,
     LatentStore,
     finish_store,
+    hash_values,
     open_latent_store,
     write_header,
 )
@@ -134,9 +135,23 @@ def alter(store: Path, name: str = "plain.bin", place: int = 500) -> None:
     (store / name).write_bytes(content)
 
 
-def alter_header(store: Path, key: str, value: object) -> None:
+def edit_header(store: Path, key: str, value: object) -> None:
     values = json.loads((store / HEADER).read_text())
     (store / HEADER).write_text(json.dumps(values | {key: value}))
+
+
+def alter_header(store: Path, key: str, value: object) -> None:
+    """As :func:`edit_header`, but with the hash that fits."""
+    edit_header(store, key, value)
+    values = json.loads((store / HEADER).read_text())
+    values.pop("sha256")
+    edit_header(store, "sha256", hash_values(values))
+
+
+def edit_mean(store: Path) -> None:
+    spec = json.loads((store / HEADER).read_text())["spec"]
+    spec["mean"][0] += 0.1
+    edit_header(store, "spec", spec)
 
 
 def unlist(store: Path) -> None:
@@ -156,7 +171,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut header": (lambda store: (store / HEADER).write_text('{"format": 1,'), "damaged"),
     "foreign header": (lambda store: (store / HEADER).write_text('{"name": "x"}'), "format None"),
     "a list": (lambda store: (store / HEADER).write_text("[1]"), "damaged"),
-    "later format": (lambda store: alter_header(store, "format", 2), "format 2, and this lumitok reads 1"),
+    "later format": (lambda store: alter_header(store, "format", 3), "format 3, and this lumitok reads 2"),
+    "edited statistics": (edit_mean, "was altered since it was made"),
+    "edited classes": (
+        lambda store: edit_header(store, "classes", ["cat", "zebra"]),
+        "was altered since it was made",
+    ),
     "another dtype": (lambda store: alter_header(store, "dtype", "float16"), "should have 3072"),
     "unknown dtype": (lambda store: alter_header(store, "dtype", "int8"), "'int8'"),
     "unknown kind": (lambda store: alter_header(store, "kind", "means"), "'means'"),

@@ -148,8 +148,8 @@ def test_no_labels_are_null_labels() -> None:
         ({"guidance": 2.0, "guidance_channels": 5}, "guidance_channels is 5, but the latent has 4"),
         ({"class_guidance": 2.0}, "this network has none"),
         ({"guidance": 2.0, "autoguidance": "runs/small"}, "autoguidance, runs/small, and give it"),
-        ({"guidance": 2.0, "guide": FakeNetwork(classes=5)}, "null_label are 3 and 5"),
-        ({"guidance": 2.0, "guide": FakeNetwork(channels=2)}, "latent_shape are"),
+        ({"guidance": 2.0, "guide": FakeNetwork(classes=5)}, "classes are 3 and 5"),
+        ({"guidance": 2.0, "guide": FakeNetwork(channels=2)}, "latents are"),
     ],
 )
 def test_what_does_not_belong_together(settings: dict[str, Any], message: str) -> None:

@@ -169,6 +169,7 @@ def test_weights_that_cannot_be_had_say_where_to_put_them(monkeypatch: pytest.Mo
     assert "encoder 'dino-small-patch16': file model.safetensors of hub repository timm/vit_small" in message
     assert "(empty-cache) and the hub cannot be reached (Name or service not known)" in message
     assert "model.encoder.weights=/path/to/model.safetensors" in message
+    assert "stages.0.losses.alignment_encoder.weights=/path/to/model.safetensors" in message
     assert len(requests) == 1
     assert requests[0].endswith("timm/vit_small_patch16_224.dino/resolve/main/model.safetensors")
 

@@ -96,7 +96,7 @@ def test_the_tokenizer_is_noted(tiny_recipe: dict[str, Any], tmp_path: Path) -> 
     write(tmp_path / "shards")
     assert not convert(tmp_path / "shards", tmp_path / "store", tokenizer=checkpoint).notes
     store = open_latent_store(tmp_path / "store")
-    store.check_tokenizer(Tokenizer.from_pretrained(checkpoint).fingerprint(), "it")
+    store.check_tokenizer(Tokenizer.from_pretrained(checkpoint).latent_fingerprint(), "it")
     assert store.spec.std == (3.0,) * 4
     for path in (tmp_path / "shards").glob("*.safetensors"):
         save_file({"latents": torch.zeros(2, 8, 2, 2), "labels": torch.zeros(2).long()}, path)

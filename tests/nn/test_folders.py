@@ -8,7 +8,22 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lumitok.errors import LumitokError
-from lumitok.nn.folders import load_strictly
+from lumitok.nn.folders import fetch_folder, load_strictly
+
+
+@pytest.mark.parametrize("parent", ["", "runs"])
+def test_a_mistyped_folder_is_told_the_nearest(
+    parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / parent / "vfm-vae").mkdir(parents=True)
+    (tmp_path / parent / "vfm-va.txt").touch()
+    with pytest.raises(LumitokError, match=r"there is no folder .*did you mean 'vfm-vae'"):
+        fetch_folder(str(Path(parent, "vfm-va")), None)
 
 
 def test_some_names_may_be_left_out_and_then_must_be(tmp_path: Path) -> None:

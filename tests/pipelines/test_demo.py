@@ -95,7 +95,7 @@ def test_sheets_lie_beside_the_report(out: Path) -> None:
 
 def test_the_network_learns_the_latents_of_drawings_alone(out: Path) -> None:
     store, tokenizer = open_latent_store(out / "latents"), Tokenizer.from_pretrained(out / "vfm-vae")
-    assert store.spec.tokenizer == tokenizer.fingerprint()
+    assert store.spec.tokenizer == tokenizer.latent_fingerprint()
     assert (store.spec.channels, store.spec.height, store.spec.width) == (32, 8, 8)
     assert {"faces", "flags"} <= set(store.classes)
     train = out / "pictures" / "train"

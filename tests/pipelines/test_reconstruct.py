@@ -135,6 +135,22 @@ def test_a_missing_picture_is_told_before_the_model_is_opened(pictures: list[Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_is_not_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "pics").mkdir()
+    with pytest.raises(LumitokError, match=r"is a folder; give the pictures in it, such as .*pics/\*\.png"):
+        reconstruct_files("nowhere", [tmp_path / "pics"], tmp_path / "out")
+
+
+def test_a_picture_too_small_for_ssim_goes_without_it(
+    checkpoint: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 5)).save(tmp_path / "line.png")
+    images = [tmp_path / "line.png", pictures[0]]
+    report = reconstruct_files(checkpoint, images, tmp_path / "out", whole=True)
+    assert [row.ssim is None for row in report.rows] == [True, False]
+    assert "No SSIM of pictures with a side below 6 px" in report.how
+
+
 def test_a_file_that_is_no_picture(checkpoint: str, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(LumitokError, match=r"'.*notes\.png' is not a picture that can be read"):

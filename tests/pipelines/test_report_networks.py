@@ -127,7 +127,7 @@ def test_a_networks_run_tells_what_was_trained_on_which_latents(tmp_path: Path) 
     html, text = page_of(run)
     size = f"{network.parameters / 1e6:.2f} M parameters"
     assert f"mine Small networks. LightningDiT, patch 1, 2 blocks of 16, {size}. 112 latents seen." in text
-    fingerprint = Tokenizer.from_pretrained(tmp_path / "vae").fingerprint()[:12]
+    fingerprint = Tokenizer.from_pretrained(tmp_path / "vae").latent_fingerprint()[:12]
     trained = "recipe vae/small, 56 pictures of photos seen in 7 steps"
     assert f"Latents made by vae; fingerprint {fingerprint}; {trained}" in text
     for words in (

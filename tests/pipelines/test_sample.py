@@ -106,6 +106,8 @@ def test_what_is_there_is_not_drawn_again(run: str, tmp_path: Path, monkeypatch:
     written = {file.name: file.stat().st_mtime_ns for file in samples.glob("*.png")}
     again = sample_pictures(run, tmp_path / "out", Wanted(count=8), batch_size=2)
     assert again.drawn == 8 - len(written)
+    with pytest.raises(LumitokError, match="holds 8 samples, more than the 3 asked for"):
+        sample_pictures(run, tmp_path / "out", Wanted(count=3))
     assert all((samples / name).stat().st_mtime_ns == when for name, when in written.items())
     assert same(drawn(tmp_path / "out"), drawn(tmp_path / "whole"))
     more = sample_pictures(run, tmp_path / "out", Wanted(count=9))
@@ -149,6 +151,11 @@ def test_per_class_is_exact_and_classes_come_in_turn(run: str, tmp_path: Path) -
     assert sample_pictures(run, tmp_path / "each", Wanted(per_class=5)).drawn == 3
 
 
+def test_no_class_is_asked_for_by_name(run: str, tmp_path: Path) -> None:
+    sample_pictures(run, tmp_path / "out", Wanted(classes=["none", "owl"], count=2))
+    assert [row["label"] for row in listed(tmp_path / "out")] == ["3", "2"]
+
+
 def test_labels_are_drawn_evenly(run: str) -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(run)
     found = Counter(module._plan(pipe, Wanted(count=3000), "fp32").labels)
@@ -165,6 +172,10 @@ def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
     assert open_picture_set(npz).labels is None
     with pytest.raises(LumitokError, match="knows no classes"):
         sample_pictures(free, tmp_path / "other", Wanted(per_class=2))
+    # A folder has not begun before all is seen to fit.
+    with pytest.raises(LumitokError, match="it knows none, so give guidance 1"):
+        sample_pictures(free, tmp_path / "other", Wanted(count=2), sampling={"guidance": 2.0})
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_npz_is_shuffled_and_reads_as_a_set(run: str, tmp_path: Path) -> None:
@@ -218,6 +229,7 @@ def test_another_tokenizer_is_refused(run: str, tmp_path: Path) -> None:
         (Wanted(count=2, per_class=2), "not both"),
         (Wanted(classes=[]), "no classes to draw"),
         (Wanted(classes=["cow"]), "no class 'cow'"),
+        (Wanted(classes=["3"]), "no class 3: the network has 3, 0 to 2; 'none' draws without one"),
         (Wanted(count=2_000_000), "0 to 1,000,000"),
         (Wanted(seed=-1), "seed -1"),
     ],

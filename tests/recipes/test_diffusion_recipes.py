@@ -103,7 +103,7 @@ def test_each_file_begins_with_what_it_is_for() -> None:
         text = " ".join((RECIPES / f"{name}.yaml").read_text().replace("#", " ").split())
         assert f"lumitok train {name} " in text, name
         if "imagenet256" in name:
-            assert "GPU-hours" in text or name.startswith("repa"), name
+            assert "GPU-hours" in text, name
             assert "FID of 50,000" in text, name
 
 

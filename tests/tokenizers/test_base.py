@@ -58,6 +58,28 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -
     assert loaded.fingerprint() == tokenizer.fingerprint()
 
 
+def test_the_latent_s_fingerprint_changes_with_the_latent_alone(tokenizer: Tokenizer) -> None:
+    whole, latent = tokenizer.fingerprint(), tokenizer.latent_fingerprint()
+    assert whole != latent
+    with torch.no_grad():
+        before = tokenizer.encode(picture()).latent_dist.mode()
+        for part, module in tokenizer.named_children():
+            weights = {name: p.clone() for name, p in module.named_parameters()}
+            if not weights or module is tokenizer.frozen:
+                continue
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            moved = not torch.equal(tokenizer.encode(picture()).latent_dist.mode(), before)
+            assert (tokenizer.latent_fingerprint() != latent) == moved, part
+            assert tokenizer.fingerprint() != whole
+            for name, parameter in module.named_parameters():
+                parameter.copy_(weights[name])
+        assert (tokenizer.fingerprint(), tokenizer.latent_fingerprint()) == (whole, latent)
+        if tokenizer.frozen is not None:
+            next(tokenizer.frozen.parameters()).add_(0.1)
+            assert tokenizer.latent_fingerprint() != latent
+
+
 def test_a_run_s_folder_opens_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
     assert Tokenizer.from_pretrained(tmp_path / "run").fingerprint() == tokenizer.fingerprint()
@@ -171,7 +193,7 @@ def test_statistics_travel_and_whitening_inverts(tokenizer: Tokenizer, tmp_path:
     torch.testing.assert_close(spec.unwhiten(white), z)
     with pytest.raises(LumitokError, match="do not fit"):
         spec.whiten(torch.zeros(1, 5, 2, 2))
-    assert spec.tokenizer == tokenizer.fingerprint()
+    assert spec.tokenizer == tokenizer.latent_fingerprint()
 
 
 def test_half_precision_encodes_decodes_and_saves(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from lumitok.config import DiffusionRecipe, DiffusionStageConfig, ModelConfig, load_diffusion_recipe
+from lumitok.data import open_pictures
+from lumitok.data.latent_store import open_latent_store, write_header
 from lumitok.data.latents import LatentOrigin
 from lumitok.diffusion.base import DiffusionNetwork
 from lumitok.diffusion.sampling import sample
@@ -134,7 +137,7 @@ def test_samples_are_drawn_on_the_way(values: dict[str, Any], tmp_path: Path) ->
     model |= {"channels": 32, "multipliers": [1, 1, 1, 1], "encoder_blocks": 1, "decoder_blocks": 1}
     tokenizer = build_tokenizer(TypeAdapter(ModelConfig).validate_python(model))
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    make_store(tmp_path / "own", tokenizer=tokenizer.fingerprint())
+    make_store(tmp_path / "own", tokenizer=tokenizer.latent_fingerprint())
     values["data"] = {"latents": str(tmp_path / "own"), "tokenizer": str(tmp_path / "tokenizer")}
     values["samples"] = {"every": 2, "count": 5, "sampling": {"steps": 2, "guidance": 2.0}}
     run = train_diffusion(made(values))
@@ -200,6 +203,18 @@ def test_a_store_shows_the_encoder_its_own_pictures(aligned: dict[str, Any], tmp
         train_diffusion(made(aligned | {"out": str(tmp_path / "third")}))
 
 
+def test_other_pictures_of_the_same_names_are_refused(aligned: dict[str, Any], tmp_path: Path) -> None:
+    path = Path(aligned["data"]["latents"])
+    header = open_latent_store(path).header
+    few = open_pictures(tmp_path / "pictures").subset(range(23, -1, -1)).hash_few()  # In the store's order.
+    write_header(path, replace(header, few_pictures=few))
+    train_diffusion(made(aligned))
+    for picture in (tmp_path / "pictures").iterdir():
+        Image.new("RGB", (40, 32), "red").save(picture)
+    with pytest.raises(LumitokError, match=r"have the names of those .* \('pictures'\), but are others"):
+        train_diffusion(made(aligned | {"out": str(tmp_path / "red")}))
+
+
 def test_another_tokenizer_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     model = {"type": "ldm", "image_size": 32, "downsampling": 8, "latent_channels": 4}
     model |= {"channels": 32, "multipliers": [1, 1, 1, 1], "encoder_blocks": 1, "decoder_blocks": 1}
@@ -253,10 +268,9 @@ def test_what_does_not_fit_is_said(values: dict[str, Any], change: dict[str, Any
 
 
 def test_latents_without_statistics_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "store" / "store.json"
-    text = path.read_text()
-    begin, end = text.index('"mean"'), text.index('"tokenizer"')
-    path.write_text(text[:begin] + '"mean": null, "std": null, ' + text[end:])
+    path = tmp_path / "store"
+    header = open_latent_store(path).header
+    write_header(path, replace(header, spec=replace(header.spec, mean=None, std=None)))
     with pytest.raises(LumitokError, match="carries no latent statistics"):
         train_diffusion(made(values))
 

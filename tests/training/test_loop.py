@@ -142,8 +142,12 @@ def test_only_the_newest_checkpoints_are_kept(recipe: Recipe) -> None:
 def test_what_cannot_be_trained_says_why(recipe: Recipe) -> None:
     with pytest.raises(LumitokError, match=r"add data\.train=FOLDER_OR_ZIP"):
         train(changed(recipe, data__train=""))
-    with pytest.raises(LumitokError, match=r"no parameter is named 'block\.\*'; did you mean 'blocks\.\*'"):
+    with pytest.raises(
+        LumitokError, match=r"no parameter is named 'block\.\*'; did you mean 'blocks\.\*'"
+    ) as told:
         train(changed(recipe, stages__0__trainable=["block.*"]))
+    assert "; there are " in str(told.value)
+    assert "mapping.*" in str(told.value)
 
 
 def test_every_stage_is_looked_at_before_the_first_begins(recipe: Recipe, nothing_at_hand: Path) -> None:

@@ -17,7 +17,7 @@ from lumitok.errors import LumitokError
 from lumitok.tokenizers import build_tokenizer
 from lumitok.training import train
 from lumitok.training.checkpoint import checkpoints
-from tests.tokenizers.test_sizes import KINDS as SETTINGS
+from tests.tokenizers.kinds import KINDS as SETTINGS
 from tests.training.compare import changed
 
 KINDS = ("vfm-vae", "frozen-ldm", "aligntok", "ldm")
@@ -49,6 +49,36 @@ def written(recipe: Recipe, path: Path, **more: Any) -> str:
     tree = recipe.model_dump(mode="json") | {"model": "init"} | more
     path.write_text(yaml.safe_dump(tree))
     return str(path)
+
+
+# Kind -> what lies behind the latent.
+DECODING = {
+    "vfm-vae": ["expand.*", "mapping.*", "spatial.*", "blocks.*"],
+    "frozen-ldm": ["expand.*", "decoder.*"],
+    "aligntok": ["decoder.*"],
+    "ldm": ["post_quant_conv.*", "decoder.*"],
+}
+
+
+@pytest.mark.parametrize("kind", DECODING)
+def test_a_decoder_trained_alone_keeps_the_latent_and_its_statistics(
+    kind: str, tuned: Recipe, tmp_path: Path
+) -> None:
+    folder = saved(kind, tuned, tmp_path / "saved")
+    file = written(tuned, tmp_path / "tune.yaml")
+    recipe = load_recipe(file, [f"init={folder}", f"out={tmp_path / 'decoder'}"])
+    run = train(changed(recipe, stages__0__trainable=DECODING[kind]))
+    before, after = Tokenizer.from_pretrained(folder), Tokenizer.from_pretrained(run)
+    assert after.latent_spec == before.latent_spec
+    assert after.settings.latents_count == 7
+    assert after.fingerprint() != before.fingerprint()
+    # From that run once more; and where everything is trained, everything is measured.
+    again = load_recipe(file, [f"init={run}", f"out={tmp_path / 'again'}"])
+    same = Tokenizer.from_pretrained(train(changed(again, stages__0__trainable=DECODING[kind])))
+    assert same.latent_spec == before.latent_spec
+    whole = Tokenizer.from_pretrained(train(changed(again, out=str(tmp_path / "whole"))))
+    assert whole.latent_spec.tokenizer != before.latent_spec.tokenizer
+    assert whole.settings.latents_count == 8
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -103,6 +103,16 @@ def test_speed_counts_the_steps_and_not_the_pauses(tmp_path: Path, monkeypatch: 
     assert speeds == [5.0, 4.0]
 
 
+def test_the_console_shows_each_term_of_a_tokenizer_s_total(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal(tmp_path, Accelerator(cpu=True), Place(), total_steps=4) as journal:
+        terms = {"l1": 0.45, "preservation": 2.0, "kl": 6305.0, "kl_weight": 3.0, "total": 6308.0}
+        journal.record(Place(step=1, images=10), "s", "train", terms)
+    said = capsys.readouterr().err
+    assert "l1 0.45  preservation 2  kl 6305  total 6308" in said
+
+
 def drawn(draws: StepDraws, use: Draw) -> list[float]:
     return [float(torch.rand((), generator=generator)) for generator in draws.pictures(use)]
 

@@ -37,7 +37,8 @@ def reconstruct(
     report = reconstruct_files(checkpoint, images, out, whole=whole, tile=tile)
     listed = table("input beside reconstruction", "PSNR (dB)", "SSIM")
     for row in report.rows:
-        listed.add_row(str(row.written), f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+        similarity = "-" if row.ssim is None else f"{row.ssim:.4f}"
+        listed.add_row(str(row.written), f"{row.psnr:.2f}", similarity)
     printer = console()
     printer.print(listed)
     printer.print(report.how)

@@ -10,7 +10,7 @@ from lumitok.config.models import EncoderConfig
 from lumitok.config.networks import AnyNetwork
 from lumitok.config.sampling import SamplingConfig
 from lumitok.config.section import Section
-from lumitok.config.training import EngineConfig, check_batch
+from lumitok.config.training import EngineConfig, Switch, check_batch
 
 
 class LatentDataConfig(Section):
@@ -119,7 +119,7 @@ class SamplesConfig(Section):
 class DiffusionTrainingConfig(EngineConfig):
     """The engine's settings for a diffusion network."""
 
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
     """Compile the network's blocks with torch.compile; ``auto``: on a GPU."""
     ema_decay: float | None = Field(0.9999, ge=0, lt=1)
     """Weight of the past in the average, every step. None: by ``ema_half_life`` and ``ema_ramp``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ from lumitok.config.diffusion import (
 )
 from lumitok.config.networks import AnyNetwork
 from lumitok.config.picture_recipe import PictureRecipe
-from lumitok.config.training import StageConfig, TrainingConfig
+from lumitok.config.training import StageConfig, Switch, TrainingConfig
 
 
 class EndToEndStageConfig(StageConfig):
@@ -64,7 +64,7 @@ class EndToEndTrainingConfig(TrainingConfig):
     out from them."""
     network_ema_decay: float = Field(0.9999, ge=0, lt=1)
     """Weight of the past in the average of the network and of the live statistics, every step."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
     """Compile the network's blocks with torch.compile; ``auto``: on a GPU."""
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lumitok.config.models import EncoderConfig
 from lumitok.config.section import Section
+
+
+def _unread(value: object) -> object:
+    """YAML reads on and off as true and false."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_unread)]
 
 
 class DataConfig(Section):

@@ -33,7 +33,8 @@ from torch import Tensor
 from lumitok.data.latents import LatentSpec
 from lumitok.errors import LumitokError
 
-FORMAT = 1
+FORMAT = 2
+"""2: the header has a hash of itself, and of a few of the pictures."""
 HEADER, LABELS, NAMES, VERIFIED = "store.json", "labels.npy", "names.json", "verified.json"
 VIEWS = ("plain", "mirrored")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -69,6 +70,7 @@ class Header:
         statistics: whose mean and standard deviation ``spec`` has: the ``tokenizer``'s, the ``store``'s own
             where the tokenizer had none, or ``shards``', those of the latents it was converted from.
         precision: that the tokenizer computed in: ``fp32`` or ``bf16``; empty where that is not known.
+        few_pictures: :meth:`Pictures.hash_few` of the pictures; empty where they are not known.
     """
 
     spec: LatentSpec
@@ -85,6 +87,7 @@ class Header:
     files: dict[str, tuple[int, str]]
     statistics: Statistics = "tokenizer"
     precision: str = "fp32"
+    few_pictures: str = ""
 
     @property
     def row(self) -> tuple[int, int, int]:
@@ -106,14 +109,19 @@ class Header:
         return f"{what}, {views}, {size / 1e6:,.1f} MB"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"format": FORMAT, **asdict(self)}
+        """Plain values, and a hash of them: a header that somebody edits would whiten with other numbers."""
+        values = {"format": FORMAT, **asdict(self)}
+        return {**values, "sha256": hash_values(values)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of :meth:`to_json`; a ValueError, KeyError or TypeError where values miss or are wrong."""
+        values = dict(values)
+        written = values.pop("sha256", None)
         if values.get("format") != FORMAT:
             raise ValueError(f"format {values.get('format')!r}, and this lumitok reads {FORMAT}")
+        if hash_values(values) != written:
+            raise ValueError("it was altered since it was made; copy it again, or encode again")
         spec = dict(values["spec"])
         for name in ("mean", "std"):
             spec[name] = None if spec[name] is None else tuple(spec[name])
@@ -129,6 +137,11 @@ class Header:
         if not all(isinstance(number, int) and number > 0 for number in (header.count, *header.row)):
             raise ValueError(f"{header.count} rows of shape {header.row}")
         return header
+
+
+def hash_values(values: dict[str, Any]) -> str:
+    """Hash plain values; a tuple is the list that it will be read as."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class LatentStore:

@@ -91,6 +91,14 @@ class Pictures:
                 ) from error
             raise UnreadableError(BadPicture(name, reason_of(error)), str(self.source)) from error
 
+    def hash_few(self, count: int = 16) -> str:
+        """Hash the files of a few pictures, evenly spread: what tells other pictures of the same names."""
+        digest = hashlib.sha256()
+        for index in evenly(len(self), count):
+            with self.source.open(self.names[index]) as file:
+                digest.update(hashlib.sha256(file.read()).digest())
+        return digest.hexdigest()
+
     def subset(self, indices: Iterable[int]) -> Pictures:
         """Return the pictures at ``indices``, in that order; classes stay as they are."""
         indices = list(indices)

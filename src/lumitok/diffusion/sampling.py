@@ -52,12 +52,10 @@ def sample(
     Raises:
         LumitokError: labels, guidance and network do not belong together.
     """
-    _check(network, config, guide, len(seeds))
+    if not seeds:
+        raise LumitokError("there are no seeds, so no samples; give one seed a sample")
+    check_together(network, config, guide, labelled=labels is not None)
     classes = _check_labels(network, labels, len(seeds))
-    if config.guided and guide is None and labels is None:
-        raise LumitokError(
-            "guidance leads from no class to a class, and no labels were given; give labels, or guidance 1"
-        )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     # The error of adaptive steps, and with it their number, would be a mean over the batch.
     size = 1 if config.solver == "dopri5" else len(seeds)
@@ -153,11 +151,20 @@ def unpack(state: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor |
 # ------------------------------------------------------------------------------------------------
 
 
-def _check(
-    network: DiffusionNetwork, config: SamplingConfig, guide: DiffusionNetwork | None, count: int
+def check_together(
+    network: DiffusionNetwork, config: SamplingConfig, guide: DiffusionNetwork | None, *, labelled: bool
 ) -> None:
-    if not count:
-        raise LumitokError("there are no seeds, so no samples; give one seed a sample")
+    """Raise a LumitokError where network, guide and settings do not belong together.
+
+    Args:
+        network: that draws.
+        config: solver and guidance.
+        guide: the weaker network of autoguidance, or None.
+        labelled: whether samples are drawn with labels.
+    """
+    if config.guided and guide is None and not labelled:
+        instead = "give labels, or guidance 1" if network.null_label else "it knows none, so give guidance 1"
+        raise LumitokError(f"guidance leads from no class to a class, and no labels were given; {instead}")
     channels = network.latent_shape[0]
     if config.guidance_channels is not None and config.guidance_channels > channels:
         raise LumitokError(
@@ -169,8 +176,9 @@ def _check(
         raise LumitokError(f"open the network of autoguidance, {config.autoguidance}, and give it as `guide`")
     if guide is None:
         return
-    for what in ("latent_shape", "class_channels", "null_label"):
-        ours, theirs = getattr(network, what), getattr(guide, what)
+    said = {"latent_shape": "latents", "class_channels": "class tokens' channels", "null_label": "classes"}
+    for name, what in said.items():
+        ours, theirs = getattr(network, name), getattr(guide, name)
         if ours != theirs:
             raise LumitokError(
                 f"autoguidance needs two networks of one kind of latents and classes, but their {what} are "

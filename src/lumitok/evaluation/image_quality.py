@@ -43,6 +43,8 @@ PROTOCOL = f"Images rounded to 8 bits; each image scored by itself, then the mea
 """The words to print under a table of these numbers."""
 
 _SSIM_PADDING = 5  # Half of the 11-wide window: the reflected border needs a side longer than this.
+SSIM_SIDE = _SSIM_PADDING + 1
+"""Smallest side in pixels that SSIM is defined for."""
 _SSIM_SIGMA = 1.5
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Largest scale first (Wang et al. 2003).
 
@@ -241,9 +243,9 @@ def _pair(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ssim(image: Tensor, target: Tensor, data_range: float) -> Tensor:
     """SSIM of float64 images (B, C, H, W) whose values span ``data_range``: (B,)."""
-    if min(image.shape[-2:]) <= _SSIM_PADDING:
+    if min(image.shape[-2:]) < SSIM_SIDE:
         raise LumitokError(
-            f"SSIM needs sides of at least {_SSIM_PADDING + 1} pixels, got {tuple(image.shape[-2:])}; "
+            f"SSIM needs sides of at least {SSIM_SIDE} pixels, got {tuple(image.shape[-2:])}; "
             "evaluate larger pictures"
         )
     # One image at a time: a larger batch may be summed in another order.

@@ -81,8 +81,9 @@ def _hub_file(entry: Entry, name: str) -> Path:
         raise LumitokError(
             f"cannot get the weights of encoder '{name}': file {HUB_FILE} of hub repository {repository} "
             f"is not in the cache ({HF_HUB_CACHE}) and {_why(error)}. On a machine with network run "
-            f"`hf download {repository} {HUB_FILE}` and copy the file here, then name it as the encoder's "
-            f"weights, such as `model.encoder.weights=/path/to/{HUB_FILE}`; "
+            f"`hf download {repository} {HUB_FILE}` and copy the file here, then give its path as this "
+            f"encoder's `weights`: `model.encoder.weights=/path/to/{HUB_FILE}` for a tokenizer's, "
+            f"`stages.0.losses.alignment_encoder.weights=/path/to/{HUB_FILE}` for a diffusion network's; "
             "`weights: random` trains on an untrained encoder, for tests only"
         ) from error
 

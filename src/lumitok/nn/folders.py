@@ -29,7 +29,9 @@ def fetch_folder(name: str, revision: str | None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise LumitokError(f"there is no folder '{name}', and it is not a hub id such as 'name/model'")
+        raise LumitokError(
+            f"there is no folder '{name}', and it is not a hub id such as 'name/model'{_nearest_folder(name)}"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -38,7 +40,14 @@ def fetch_folder(name: str, revision: str | None) -> Path:
         raise LumitokError(
             f"there is no folder '{name}', and the hub did not give a model of that name "
             f"({type(error).__name__}); check the name, the network, or download it by hand"
+            f"{_nearest_folder(name)}"
         ) from None
+
+
+def _nearest_folder(name: str) -> str:
+    path = Path(name)
+    # The last steps alone are compared: a long way in common would make any two paths alike.
+    return nearest(path.name, [beside.name for beside in path.parent.glob("*") if beside.is_dir()])
 
 
 def open_weights(path: Path) -> dict[str, Tensor]:

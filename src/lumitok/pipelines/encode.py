@@ -288,7 +288,8 @@ def _finish(plan: Plan, pictures: Pictures, out: Path) -> None:
         )
     order = close_gaps(out, header, list(bad))
     left_out = header.left_out | ({"unreadable": len(bad)} if bad else {})
-    header = replace(header, count=len(order), left_out=left_out)
+    few = pictures.subset(order).hash_few()
+    header = replace(header, count=len(order), left_out=left_out, few_pictures=few)
     if header.spec.mean is None or header.spec.std is None:
         mean, std = channel_statistics(out, header)
         header = replace(header, spec=replace(header.spec, mean=mean, std=std), statistics="store")

@@ -28,6 +28,8 @@ from lumitok.pipelines.beside_network import (
 )
 from lumitok.tokenizers import Tokenizer
 
+NO_CLASS = "none"
+"""A label by this name draws without a class, unless a class has the name."""
 Callback = Callable[["LatentDiffusionPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -171,7 +173,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return names if len(names) == self.network.null_label else ()
 
     def label_ids(self, labels: int | str | Sequence[int | str]) -> list[int]:
-        """Labels of classes given by name, or by number.
+        """Labels of classes given by name, or by number; ``none`` stands for no class.
 
         Raises:
             LumitokError: the network has no such class.
@@ -179,14 +181,24 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         given = [labels] if isinstance(labels, int | str) else list(labels)
         if not self.network.null_label:
             raise LumitokError("this network knows no classes; give no labels")
-        names = {name: label for label, name in enumerate(self.class_names)}
+        count = self.network.null_label
+        names = {NO_CLASS: count} | {name: label for label, name in enumerate(self.class_names)}
         found = []
         for one in given:
-            if isinstance(one, str) and one not in names and not one.isdecimal():
-                known = nearest(one, names) if names else "; it knows numbers alone, from 0"
+            if isinstance(one, str) and one in names:
+                found.append(names[one])
+                continue
+            if isinstance(one, str) and not one.isdecimal():
+                known = (
+                    nearest(one, names) if self.class_names else f"; it knows numbers alone, 0 to {count - 1}"
+                )
                 raise LumitokError(f"this network has no class '{one}'{known}")
-            found.append(names[one] if isinstance(one, str) and one in names else int(one))
-        self.network.check_labels(found)
+            if not 0 <= int(one) < count:
+                raise LumitokError(
+                    f"there is no class {one}: the network has {count}, 0 to {count - 1}; '{NO_CLASS}' draws "
+                    "without one"
+                )
+            found.append(int(one))
         return found
 
     # --------------------------------------------------------------------------------------------
@@ -280,9 +292,9 @@ def _check_fit(tokenizer: Tokenizer, network: DiffusionNetwork, origin: LatentOr
             f"the network draws latents of {spec.channels} channels, and the tokenizer's have "
             f"{tokenizer.settings.latent_channels}; give the tokenizer that made them"
         )
-    # Only the weights as they were saved have the fingerprint.
+    # Only the weights as they were saved have the fingerprint; what decodes may have been trained on.
     if spec.tokenizer and tokenizer.last_parameter().dtype == torch.float32:
-        found = tokenizer.fingerprint()
+        found = tokenizer.latent_fingerprint()
         if found != spec.tokenizer:
             raise LumitokError(
                 f"the network learnt the latents of the tokenizer {spec.tokenizer[:12]}, and this one is "

@@ -11,7 +11,7 @@ import torch
 
 from lumitok.data import center_crop, read_picture
 from lumitok.errors import LumitokError, nearest
-from lumitok.evaluation.image_quality import PROTOCOL, psnr, ssim, to_uint8
+from lumitok.evaluation.image_quality import PROTOCOL, SSIM_SIDE, psnr, ssim, to_uint8
 from lumitok.evaluation.pictures import grid
 from lumitok.tokenizers import Tokenizer
 from lumitok.tokenizers.autoencoder import Autoencoder
@@ -28,7 +28,8 @@ class Reconstruction:
     """PNG: the prepared picture on the left, its reconstruction on the right."""
     psnr: float
     """dB."""
-    ssim: float
+    ssim: float | None
+    """None: the picture is too small for it."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ def reconstruct_files(
         shown, wanted = to_uint8(decoded), to_uint8(picture)
         grid([[wanted[0], shown[0]]], columns=["input", "reconstruction"]).save(target)
         image, reference = shown / 255.0, wanted / 255.0
-        rows.append(
-            Reconstruction(path, target, psnr(image, reference).item(), ssim(image, reference).item())
-        )
+        similarity = None if min(image.shape[-2:]) < SSIM_SIDE else ssim(image, reference).item()
+        rows.append(Reconstruction(path, target, psnr(image, reference).item(), similarity))
     how = (
         f"Each picture was {prepared}; latent: the posterior's mode; float32 on {device.type}. "
         f"PSNR and SSIM on pixels in [0, 1]. {PROTOCOL}"
     )
+    if any(row.ssim is None for row in rows):
+        how += f" No SSIM of pictures with a side below {SSIM_SIDE} px: its window does not fit."
     return ReconstructionReport(rows, how)
 
 
@@ -109,6 +111,8 @@ def _prepared_how(tokenizer: Tokenizer, whole: bool, tile: int) -> str:
 
 
 def _check_exists(path: Path) -> None:
+    if path.is_dir():
+        raise LumitokError(f"'{path}' is a folder; give the pictures in it, such as {path / '*.png'}")
     if not path.is_file():
         beside = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise LumitokError(f"there is no picture '{path}'{nearest(str(path), beside)}")

@@ -124,7 +124,7 @@ def _training_of(named: str, fingerprint: str) -> str:
         told = None if folder is None else read_provenance(folder)
         if folder is None or told is None:
             return ""
-        if Tokenizer.from_pretrained(folder).fingerprint() != fingerprint:
+        if Tokenizer.from_pretrained(folder).latent_fingerprint() != fingerprint:
             return "it has other weights by now"
     except LumitokError:  # Such as an encoder whose weights are not on this machine.
         return ""

@@ -19,6 +19,7 @@ import torch
 
 from lumitok.config import SamplingConfig
 from lumitok.config.section import by_dotted_keys
+from lumitok.diffusion.sampling import check_together
 from lumitok.errors import LumitokError, some
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.evaluation.processes import here, is_main, share, together
@@ -169,6 +170,8 @@ def _plan(pipeline: LatentDiffusionPipeline, wanted: Wanted, precision: Precisio
     if not 0 <= count <= MOST:
         raise LumitokError(f"{count:,} samples were asked for, wanted 0 to {MOST:,}")
     seed, known = wanted.seed, pipeline.network.null_label
+    # Before the folder says what its samples are.
+    check_together(pipeline.network, pipeline.sampling, pipeline.guide, labelled=known > 0)
     labels: list[int] | None = None
     if classes is not None:
         labels = [classes[index % len(classes)] for index in range(count)]
@@ -177,8 +180,9 @@ def _plan(pipeline: LatentDiffusionPipeline, wanted: Wanted, precision: Precisio
     settings = {
         "network": hash_weights(pipeline.network.state_dict().items()),
         "guide": None if pipeline.guide is None else hash_weights(pipeline.guide.state_dict().items()),
-        # What the pipeline knows the tokenizer by; a network without an origin has the tokenizer's own.
+        # A network without an origin has the tokenizer's own; another decoder makes other pictures of them.
         "latents": asdict(pipeline.origin.spec),
+        "tokenizer": pipeline.tokenizer.fingerprint(),
         "sampling": pipeline.sampling.model_dump(mode="json"),
         "precision": str(_precision(precision)),
         "labels": classes if classes is not None else ("drawn" if known else None),
@@ -241,6 +245,12 @@ def _open_folder(out: Path, checkpoint: str, plan: _Plan) -> list[int]:
     path, folder = out / SETTINGS, out / PICTURES
     if path.is_file():
         _check_same(path, plan.settings)
+        there = len(list(folder.glob("*.png")))
+        if there > len(plan.seeds):
+            raise LumitokError(
+                f"'{out}' holds {there:,} samples, more than the {len(plan.seeds):,} asked for; name another "
+                "folder, or ask for as many"
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LumitokError(f"'{out}' holds something else than samples; name a new folder, or an empty one")
     else:

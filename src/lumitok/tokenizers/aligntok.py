@@ -81,6 +81,7 @@ class AlignTok(Autoencoder):
     """
 
     Settings: ClassVar[type[AlignTokConfig]] = AlignTokConfig
+    encoding_parts: ClassVar[tuple[str, ...]] = ("encoder", "adapter")
     trains_encoder: ClassVar[bool] = True
     settings: AlignTokConfig
     encoder: FoundationEncoder

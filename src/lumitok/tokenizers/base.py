@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, cast
@@ -94,6 +95,8 @@ class Tokenizer(ModelMixin, ConfigMixin):
     Settings: ClassVar[type[TokenizerConfig]]
     trains_encoder: ClassVar[bool] = False
     """Whether the foundation encoder is trained and saved with the rest."""
+    encoding_parts: ClassVar[tuple[str, ...]]
+    """The top-level modules outside a frozen encoder that the latent depends on."""
     _kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
     settings: Any
     provenance: Provenance | None = None
@@ -203,20 +206,36 @@ class Tokenizer(ModelMixin, ConfigMixin):
             width=side,
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
-            tokenizer=self.fingerprint(),
+            tokenizer=self.latent_fingerprint(),
         )
 
-    def set_latent_statistics(self, mean: Tensor, std: Tensor, count: int) -> None:
-        """Store the latent's channel statistics; they are saved in ``config.json``."""
+    def set_latent_statistics(self, mean: Tensor, std: Tensor, count: int | None) -> None:
+        """Store the latent's channel statistics; they are saved in ``config.json``.
+
+        Args:
+            mean: (C,).
+            std: (C,), above 0.
+            count: pictures that they were measured on; None: they were not measured here.
+        """
         values = {"latents_mean": mean.tolist(), "latents_std": std.tolist(), "latents_count": count}
         self.settings = self.settings.model_copy(update=values)
         self.register_to_config(**values)
 
     def fingerprint(self) -> str:
-        """Return a hash of the weights, trained and frozen: equal latents need equal fingerprints."""
+        """Return a hash of the weights, trained and frozen: equal reconstructions need equal ones."""
+        return self._hash_with(trained_state(self).items())
+
+    def latent_fingerprint(self) -> str:
+        """Return a hash of the weights that make the latent: equal latents need equal ones.
+
+        Another decoder, trained on the same latents, leaves it as it is.
+        """
+        state = trained_state(self).items()
+        return self._hash_with((name, t) for name, t in state if name.split(".")[0] in self.encoding_parts)
+
+    def _hash_with(self, weights: Iterable[tuple[str, Tensor]]) -> str:
         frozen = "" if self.frozen is None else self.frozen.weights_hash()
-        both = frozen + hash_weights(trained_state(self).items())
-        return hashlib.sha256(both.encode()).hexdigest()
+        return hashlib.sha256((frozen + hash_weights(weights)).encode()).hexdigest()
 
     # --------------------------------------------------------------------------------------------
     # Files

@@ -24,6 +24,7 @@ class FrozenLDM(FrozenEncoderTokenizer):
     """
 
     Settings: ClassVar[type[FrozenLDMConfig]] = FrozenLDMConfig
+    encoding_parts: ClassVar[tuple[str, ...]] = ("compress",)
     settings: FrozenLDMConfig
 
     def __init__(self, settings: FrozenLDMConfig, encoder: FoundationEncoder) -> None:

@@ -26,6 +26,7 @@ class LDMVAE(Autoencoder):
     """
 
     Settings: ClassVar[type[LDMConfig]] = LDMConfig
+    encoding_parts: ClassVar[tuple[str, ...]] = ("encoder", "quant_conv")
     settings: LDMConfig
     encoder: LDMEncoder  # type: ignore[assignment]  # There is no foundation encoder here.
 

@@ -61,6 +61,7 @@ class RAE(Autoencoder):
     """
 
     Settings: ClassVar[type[RAEConfig]] = RAEConfig
+    encoding_parts: ClassVar[tuple[str, ...]] = ()
     settings: RAEConfig
     encoder: FoundationEncoder
     decoder: GridDecoder

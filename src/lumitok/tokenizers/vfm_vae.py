@@ -338,6 +338,7 @@ class VFMVAE(FrozenEncoderTokenizer):
     """The tokenizer of VFM-VAE; ``VFMVAEConfig`` says what its sizes mean."""
 
     Settings: ClassVar[type[VFMVAEConfig]] = VFMVAEConfig
+    encoding_parts: ClassVar[tuple[str, ...]] = ("projections", "fuse")
     settings: VFMVAEConfig
 
     def __init__(self, settings: VFMVAEConfig, encoder: FoundationEncoder) -> None:

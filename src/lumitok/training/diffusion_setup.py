@@ -31,7 +31,6 @@ from lumitok.training.checkpoint import (
 )
 from lumitok.training.ema import EMA
 from lumitok.training.guards import Guard
-from lumitok.training.journal import HISTORY
 from lumitok.training.seeds import derive_seed
 
 NETWORK = "network.safetensors"
@@ -116,8 +115,8 @@ def start_diffusion(recipe: DiffusionRecipe, resume: bool) -> DiffusionRun:
         average = load_tensors(saved / "ema.safetensors", accelerator.device)
     elif recipe.init:
         place, average, began = _take_over(recipe.init, network, store)
-    if resume and taken_up is None and (folder / HISTORY).is_file():
-        began = f"no checkpoint in {folder}, so the run begins again {began}"
+    if resume and taken_up is None:
+        began = f"{began}, as {folder} holds no checkpoint"
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     ema = EMA(network, names, training.ema_half_life, training.ema_ramp, training.ema_decay, ramped=False)
     ema.steps = place.averaged
@@ -227,7 +226,7 @@ def _tokenizer(recipe: DiffusionRecipe, store: LatentStore) -> Tokenizer | None:
     if not recipe.data.tokenizer:
         return None
     tokenizer = Tokenizer.from_pretrained(recipe.data.tokenizer)
-    store.check_tokenizer(tokenizer.fingerprint(), recipe.data.tokenizer)
+    store.check_tokenizer(tokenizer.latent_fingerprint(), recipe.data.tokenizer)
     return tokenizer
 
 
@@ -251,7 +250,13 @@ def _pictures(recipe: DiffusionRecipe, store: LatentStore) -> Pictures:
             f"{recipe.data.pictures} lacks {len(missing)} pictures of the store {store.path}: "
             f"{some(missing, 3)}; name the folder that it was made from"
         )
-    return pictures.subset([places[name] for name in store.names])
+    chosen = pictures.subset([places[name] for name in store.names])
+    if store.header.few_pictures and chosen.hash_few() != store.header.few_pictures:
+        raise LumitokError(
+            f"the pictures of {recipe.data.pictures} have the names of those that the store {store.path} was "
+            f"made from ('{store.header.pictures}'), but are others; name the folder that it was made from"
+        )
+    return chosen
 
 
 def _take_over(

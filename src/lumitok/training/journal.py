@@ -179,6 +179,8 @@ _HEADLINES: tuple[str, ...] = (
     "lpips",
     "ssim",
     "vf",
+    "preservation",
+    "kl",
     "gan",
     "patchgan",
     "discriminator",

@@ -31,7 +31,6 @@ from lumitok.training.checkpoint import (
 )
 from lumitok.training.ema import EMA
 from lumitok.training.guards import Guard
-from lumitok.training.journal import HISTORY
 from lumitok.training.mixed_aspect import buckets_hash, fill_buckets, training_sizes
 from lumitok.training.objective import GeneratorObjective
 from lumitok.training.origin import open_origin, take_over
@@ -169,8 +168,8 @@ def build_run(
         average = load_tensors(saved / "ema.safetensors", accelerator.device)
     elif origin is not None:
         place, average, began = take_over(origin, tokenizer, discriminators)
-    if resume and taken_up is None and (folder / HISTORY).is_file():
-        began = f"no checkpoint in {folder}, so the run begins again {began}"
+    if resume and taken_up is None:
+        began = f"{began}, as {folder} holds no checkpoint"
     ema = EMA(
         tokenizer,
         tokenizer.trainable_names(),

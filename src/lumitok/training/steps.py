@@ -224,9 +224,10 @@ def choose_trainable(tokenizer: Tokenizer, config: StageConfig) -> list[nn.Param
     names = set(tokenizer.trainable_names())
     for pattern in config.trainable:
         if not any(fnmatchcase(name, pattern) for name in names):
-            known = {f"{name.split('.')[0]}.*" for name in names}
+            known = sorted({f"{name.split('.')[0]}.*" for name in names})
             raise LumitokError(
-                f"stage '{config.name}': no parameter is named '{pattern}'{nearest(pattern, known)}"
+                f"stage '{config.name}': no parameter is named '{pattern}'{nearest(pattern, known)}; "
+                f"there are {', '.join(known)}"
             )
     chosen = []
     for name, parameter in tokenizer.named_parameters():

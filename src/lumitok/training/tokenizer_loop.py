@@ -13,11 +13,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from lumitok.config import Recipe, StageConfig, save_recipe
+from lumitok.config.saved import look_for_saved
 from lumitok.data import BadPicture, Batch, TrainingBatches
 from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.foundation import trained_state
-from lumitok.tokenizers import AlignTok
+from lumitok.tokenizers import AlignTok, Tokenizer
 from lumitok.training.checkpoint import (
     DISCRIMINATOR,
     Best,
@@ -338,20 +339,41 @@ def fill_checkpoint(run: Run, state: StageState, folder: Path) -> None:
 
 
 def _finish(run: Run, journal: Journal) -> None:
-    """Measure the latent's statistics on the averaged weights and write the final tokenizer."""
+    """Give the averaged weights their latent's statistics and write the final tokenizer."""
     training = run.recipe.training
     if run.accelerator.is_main_process:
-        with averaged(run) as tokenizer, run.accelerator.autocast():
-            mean, std, count = measure_latents(
-                tokenizer,
-                run.pictures,
-                batch_size=32,
-                limit=training.statistics_images,
-                seed=training.seed,
-            )
-            tokenizer.set_latent_statistics(mean, std, count)
+        with averaged(run) as tokenizer:
+            kept = _statistics_of_start(run, tokenizer)
+            if kept is None:
+                mean, std, count = measure_latents(
+                    tokenizer,
+                    run.pictures,
+                    batch_size=32,
+                    limit=training.statistics_images,
+                    seed=training.seed,
+                )
+                tokenizer.set_latent_statistics(mean, std, count)
+                told = f"latent statistics from {count} pictures"
+            else:
+                tokenizer.set_latent_statistics(*kept)
+                told = f"latent and statistics as in {run.recipe.init}"
             tokenizer.provenance = provenance_of(run)
             save = partial(tokenizer.save_pretrained, bundle_encoder=training.bundle_encoder)
             write_final(run.folder, {"tokenizer": save})
-        journal.say(f"done: {run.folder / 'tokenizer'} (latent statistics from {count} pictures)")
+        journal.say(f"done: {run.folder / 'tokenizer'} ({told})")
     run.accelerator.wait_for_everyone()
+
+
+def _statistics_of_start(run: Run, tokenizer: Tokenizer) -> tuple[Tensor, Tensor, int | None] | None:
+    """The statistics of the tokenizer that the run began with, where the latent is still that one's.
+
+    A diffusion network knows the latent by them, so a decoder trained anew must not change them.
+    """
+    start = look_for_saved(Path(run.recipe.init).expanduser(), "tokenizer") if run.recipe.init else None
+    if start is None:
+        return None
+    before = Tokenizer.from_pretrained(start)
+    mean, std = before.settings.latents_mean, before.settings.latents_std
+    if mean is None or std is None or before.latent_fingerprint() != tokenizer.latent_fingerprint():
+        return None
+    return torch.tensor(mean), torch.tensor(std), before.settings.latents_count
