@@ -49,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 FROZEN = ("vfm-vae", "frozen-ldm", "rae")
 """One of each kind whose foundation encoder is frozen; the others have none, or train it."""
-OTHERS = ("aligntok", "aligntok, low-rank", "ldm")
+OTHERS = ("aligntok", "aligntok, low-rank", "aligntok, hybrid", "ldm")
 
 
 def settings(kind: str, tiny_recipe: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from lumitok.config.section import Section
 
@@ -200,6 +200,12 @@ class LDMConfig(TokenizerConfig):
     latent_convolutions: bool = True
     """Whether a 1x1 convolution stands on either side of the latent (``quant_conv``, ``post_quant_conv``)."""
 
+    @field_validator("level_attention")
+    @classmethod
+    def _shorten(cls, value: bool | list[bool]) -> bool | list[bool]:
+        """Say the same network in one way, so that two configs of it are equal."""
+        return value[-1] if isinstance(value, list) and value and not any(value[:-1]) else value
+
     @model_validator(mode="after")
     def _check(self) -> LDMConfig:
         _check_levels("multipliers", self.multipliers, self.downsampling)
@@ -221,7 +227,7 @@ def _check_levels(name: str, multipliers: list[int], downsampling: int) -> None:
 
 
 def _check_count(name: str, count: int, downsampling: int) -> None:
-    """A level halves the side, but for the last."""
+    """One entry a level; a level halves the side, but for the last."""
     levels = int(math.log2(downsampling)) + 1
     if count != levels:
         raise ValueError(f"{name} has {count} entries; downsampling {downsampling} needs {levels}")

@@ -115,7 +115,7 @@ def read_settings(state: Mapping[str, Any], image_size: int | None = None) -> LD
             multipliers=[width // channels for width in widths],
             encoder_blocks=seen.count(r"encoder\.down\.\d+\.block\.(\d+)\.") or defaults.encoder_blocks,
             decoder_blocks=seen.count(r"decoder\.up\.\d+\.block\.(\d+)\.") or defaults.decoder_blocks,
-            level_attention=attention if any(attention[:-1]) else attention[-1:] == [True],
+            level_attention=attention,
             middle_attention=seen.count(r"(?:encoder|decoder)\.mid\.attn_(\d+)\.") > 0,
             latent_convolutions=any(key.startswith(("quant_conv.", "post_quant_conv.")) for key in state),
         )
