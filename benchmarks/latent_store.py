@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from lumitok.data.latent_batches import LatentBatches
 from lumitok.data.latent_store import LatentStore, open_latent_store
 from lumitok.pipelines.convert_latents import convert
+from lumitok.training.memory import keep_freed_memory
 
 SHAPE, SHARD, BATCH = (32, 16, 16), 10_000, 64
 WANTED = 20
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()  # As every training does; it holds for both sides.
     with tempfile.TemporaryDirectory() as folder:
         store = make(Path(folder), chosen.count)
         shards = Path(folder) / "shards"

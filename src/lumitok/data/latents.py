@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -39,7 +40,7 @@ class LatentSpec:
     def whiten(self, z: Tensor) -> Tensor:
         """Return (z - mean) / std; z is (B, channels, h, w), raw."""
         mean, std = self._statistics(z)
-        return (z - mean) / std
+        return (z - mean).div_(std)  # In place: of large batches half the time goes into new memory.
 
     def unwhiten(self, z: Tensor) -> Tensor:
         """Return z * std + mean, the inverse of :meth:`whiten`."""
@@ -60,9 +61,14 @@ class LatentSpec:
         assert self.std is not None
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise LumitokError(f"latents of shape {tuple(z.shape)} do not fit (B, {self.channels}, h, w)")
-        mean = torch.tensor(self.mean, dtype=z.dtype, device=z.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=z.dtype, device=z.device).view(1, -1, 1, 1)
-        return mean, std
+        return _by_channel(self.mean, z.dtype, z.device), _by_channel(self.std, z.dtype, z.device)
+
+
+@lru_cache(maxsize=64)
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, C, 1, 1); made once, for a step that makes it anew waits for it."""
+    with torch.inference_mode(False):  # What is made there cannot be used in a training later.
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 ORIGIN = "latents.json"
