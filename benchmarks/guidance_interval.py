@@ -1,7 +1,7 @@
 """Sampling with a guidance interval: LightningDiT's sampler against lumitok's, at equal steps, in turn.
 
-Both take the same weights (the official network's, brought over as ``lumitok import-weights`` does), noise and
-labels, and equal Euler steps in float32; the table comes with how far their latents lie apart. The
+Both take the same weights (the official network's, brought over as ``lumitok import-weights`` does), noise
+and labels, and equal Euler steps in float32; the table comes with how far their latents lie apart. The
 official ``forward_with_cfg`` evaluates both classes at each step and drops one of them before the interval;
 lumitok does not evaluate it there. Without a checkout lumitok is compared with itself, guided at all steps.
 

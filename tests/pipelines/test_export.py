@@ -13,15 +13,17 @@ import onnxruntime
 import pytest
 import torch
 from pydantic import TypeAdapter
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from lumitok import Tokenizer
 from lumitok.cli import app
-from lumitok.config import ModelConfig
+from lumitok.config import EncoderConfig, ModelConfig
 from lumitok.errors import LumitokError
+from lumitok.foundation import FoundationEncoder
 from lumitok.interop import onnx as onnx_module
-from lumitok.interop.onnx import Side, sides, write_side
+from lumitok.interop.onnx import Side, _padded, _whole_sides, sides, write_side
 from lumitok.pipelines.export import export_checkpoint, parse_size
 from lumitok.tokenizers import build_tokenizer
 from lumitok.tokenizers.autoencoder import Autoencoder
@@ -188,3 +190,24 @@ def test_mistakes_are_said_before_anything_is_written(
     with pytest.raises(LumitokError, match=r"onnxscript: pip install 'lumitok\[export\]'"):
         export_checkpoint(folder, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (5, 4, 1), (3, 1, 2), (1, 2, 1)]
+)
+def test_same_padding_without_its_formula_is_the_same(kernel: int, stride: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    convolution = Conv2dSame(4, 4, kernel, stride, dilation=dilation, groups=2)
+    for height, width in ((8, 16), (24, 32)):
+        x = torch.randn(2, 4, height, width)
+        assert torch.equal(_padded(convolution, x), convolution(x))
+
+
+def test_an_encoder_with_same_padding_is_left_as_it_was() -> None:
+    config = EncoderConfig(name="timm:tf_efficientnet_lite0", layers=[3], weights="random")
+    encoder = FoundationEncoder(config).eval()
+    x = torch.rand(1, 3, 64, 32)
+    before = encoder(x).maps[0]
+    with _whole_sides(encoder):
+        assert torch.equal(encoder(x).maps[0], before)
+    assert not any("forward" in part.__dict__ for part in encoder.modules())

@@ -157,5 +157,5 @@ def test_what_does_not_fit_says_why(config: dict[str, Any]) -> None:
         build(config, encoder=config["encoder"] | {"scale": 2.0})
     with pytest.raises(ValueError, match="reads one layer"):
         AlignTokConfig(**(config | {"encoder": config["encoder"] | {"layers": [0, -1]}}))
-    with pytest.raises(ValueError, match="decoder_multipliers has 2 numbers"):
+    with pytest.raises(ValueError, match="decoder_multipliers has 2 entries"):
         AlignTokConfig(**(config | {"decoder_multipliers": [1, 1]}))

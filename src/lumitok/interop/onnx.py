@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from lumitok.errors import LumitokError
@@ -230,14 +232,31 @@ def _whole_sides(network: nn.Module) -> Iterator[None]:
     Sides are multiples of what fits, so the ratio gives just what rounding would, and needs no check.
     """
     encoders = [part for part in network.modules() if isinstance(part, FoundationEncoder)]
+    same = [part for encoder in encoders for part in encoder.modules() if isinstance(part, Conv2dSame)]
     for encoder in encoders:
         encoder.__dict__["_resize"] = _resize_of(encoder)
         encoder.__dict__["_check_sides"] = lambda *_: None
+    for convolution in same:
+        convolution.__dict__["forward"] = partial(_padded, convolution)
     try:
         yield
     finally:
         for encoder in encoders:
             del encoder.__dict__["_resize"], encoder.__dict__["_check_sides"]
+        for convolution in same:
+            del convolution.__dict__["forward"]
+
+
+def _padded(convolution: Conv2dSame, x: Tensor) -> Tensor:
+    """TensorFlow's padding for sides that the stride divides, which are all that fit.
+
+    For any side it is a formula of the side, and formulas of formulas, layer by layer, never end.
+    """
+    sizes = zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+    rows, columns = (max(0, (kernel - 1) * dilation + 1 - stride) for kernel, stride, dilation in sizes)
+    x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    stride, dilation = convolution.stride, convolution.dilation
+    return F.conv2d(x, convolution.weight, convolution.bias, stride, 0, dilation, convolution.groups)
 
 
 def _resize_of(encoder: FoundationEncoder) -> Any:
