@@ -64,20 +64,31 @@ def tuned(folder: Path, judges: dict[str, Tensor], *changes: str) -> Recipe:
     prefix = "dino.model.model."
     backbone = {k.removeprefix(prefix): v for k, v in judges.items() if k.startswith(prefix)}
     save_file(backbone, folder / "dino.safetensors")
+    return goes_on(
+        folder,
+        256,
+        {"gan": 0.1, "patchgan": 0.1},
+        *changes,
+        discriminator={"encoder": DINO | {"weights": str(folder / "dino.safetensors")}},
+        patch_discriminator={"channels": 8},
+    )
+
+
+def goes_on(folder: Path, side: int, losses: dict[str, float], *changes: str, **judges: Any) -> Recipe:
+    """A recipe that goes on from ``out`` in the folder, on two pictures of a side in pixels."""
     (folder / "pictures").mkdir()
     for index in range(2):
-        Image.new("RGB", (256, 256), (90 * index, 0, 0)).save(folder / "pictures" / f"{index}.png")
-    losses = {"l1": 1.0, "gan": 0.1, "patchgan": 0.1}
+        Image.new("RGB", (side, side), (90 * index, 0, 0)).save(folder / "pictures" / f"{index}.png")
+    stage = {"name": "tune", "images": 2, "batch_size": 2, "losses": {"l1": 1.0, **losses}}
     tree = {
         "about": "Goes on.",
         "model": "init",
         "init": str(folder / "out"),
         "out": str(folder / "run"),
         "data": {"train": str(folder / "pictures"), "workers": 0},
-        "discriminator": {"encoder": DINO | {"weights": str(folder / "dino.safetensors")}},
-        "patch_discriminator": {"channels": 8},
-        "stages": [{"name": "tune", "images": 2, "batch_size": 2, "losses": losses}],
+        "stages": [stage],
         "training": {"tracker": "none"},
+        **judges,
     }
     (folder / "tune.yaml").write_text(yaml.safe_dump(tree))
     return load_recipe(str(folder / "tune.yaml"), list(changes))
@@ -190,24 +201,10 @@ def test_a_run_takes_up_the_patchgan_of_a_va_vae(tmp_path: Path) -> None:
         "patch, on 1 scale; init= takes them up",
     )
     assert rows["discriminators, dropped"] == (unread, "statistics of an eval mode, never read")
-    (tmp_path / "pictures").mkdir()
-    for index in range(2):
-        Image.new("RGB", (32, 32), (90 * index, 0, 0)).save(tmp_path / "pictures" / f"{index}.png")
     sizes = {"channels": fixture.arguments["first_channels"]}
     sizes |= {"strided_layers": fixture.arguments["strided_layers"]}
-    losses = {"l1": 1.0, "patchgan": 0.5}
-    tree = {
-        "about": "Goes on.",
-        "model": "init",
-        "init": str(tmp_path / "out"),
-        "out": str(tmp_path / "run"),
-        "data": {"train": str(tmp_path / "pictures"), "workers": 0},
-        "patch_discriminator": {"scales": 1, "padding": 1, "norm": "batch", "loss": "hinge", **sizes},
-        "stages": [{"name": "tune", "images": 2, "batch_size": 2, "losses": losses}],
-        "training": {"tracker": "none"},
-    }
-    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(tree))
-    run = begun(load_recipe(str(tmp_path / "tune.yaml"), []))
+    patch = {"scales": 1, "padding": 1, "norm": "batch", "loss": "hinge", **sizes}
+    run = begun(goes_on(tmp_path, 32, {"patchgan": 0.5}, patch_discriminator=patch))
     assert run.began.endswith("out, with patch discriminator")
     assert run.discriminators is not None
     assert run.discriminators.patch is not None

@@ -65,6 +65,9 @@ def test_a_decoder_trained_alone_keeps_the_latent_and_its_statistics(
     kind: str, tuned: Recipe, tmp_path: Path
 ) -> None:
     folder = saved(kind, tuned, tmp_path / "saved")
+    imported = Tokenizer.from_pretrained(folder)  # 1 / 0.18215 is not a number of float32.
+    imported.set_latent_statistics(torch.zeros(4), torch.full((4,), 1 / 0.18215, dtype=torch.float64), 7)
+    imported.save_pretrained(folder)
     file = written(tuned, tmp_path / "tune.yaml")
     recipe = load_recipe(file, [f"init={folder}", f"out={tmp_path / 'decoder'}"])
     run = train(changed(recipe, stages__0__trainable=DECODING[kind]))

@@ -171,7 +171,7 @@ class LatentStore:
     @property
     def identity(self) -> str:
         """What sets this store apart from another: a hash over the hashes of its files."""
-        return hashlib.sha256(json.dumps(self.header.files, sort_keys=True).encode()).hexdigest()[:12]
+        return hash_values(self.header.files)[:12]
 
     @property
     def names(self) -> list[str]:

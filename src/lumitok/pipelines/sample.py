@@ -245,12 +245,6 @@ def _open_folder(out: Path, checkpoint: str, plan: _Plan) -> list[int]:
     path, folder = out / SETTINGS, out / PICTURES
     if path.is_file():
         _check_same(path, plan.settings)
-        there = len(list(folder.glob("*.png")))
-        if there > len(plan.seeds):
-            raise LumitokError(
-                f"'{out}' holds {there:,} samples, more than the {len(plan.seeds):,} asked for; name another "
-                "folder, or ask for as many"
-            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LumitokError(f"'{out}' holds something else than samples; name a new folder, or an empty one")
     else:
@@ -260,7 +254,13 @@ def _open_folder(out: Path, checkpoint: str, plan: _Plan) -> list[int]:
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)
     folder.mkdir(exist_ok=True)
-    return [index for index in range(len(plan.seeds)) if not picture_path(folder, index).is_file()]
+    there = set(folder.glob("*.png"))
+    if len(there) > len(plan.seeds):
+        raise LumitokError(
+            f"'{out}' holds {len(there):,} samples, more than the {len(plan.seeds):,} asked for; name "
+            "another folder, or ask for as many"
+        )
+    return [index for index in range(len(plan.seeds)) if picture_path(folder, index) not in there]
 
 
 def _check_same(path: Path, settings: dict[str, Any]) -> None:

@@ -221,7 +221,22 @@ def _synchronised(
 
 def choose_trainable(tokenizer: Tokenizer, config: StageConfig) -> list[nn.Parameter]:
     """Freeze all but the parameters whose names match the stage's patterns, and return those."""
-    names = set(tokenizer.trainable_names())
+    names = trained_names(tokenizer, config)
+    chosen = []
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name in names:
+            chosen.append(parameter)
+    return chosen
+
+
+def trained_names(tokenizer: Tokenizer, config: StageConfig) -> set[str]:
+    """Names of the parameters that a stage trains.
+
+    Raises:
+        LumitokError: a pattern names none.
+    """
+    names = tokenizer.trainable_names()
     for pattern in config.trainable:
         if not any(fnmatchcase(name, pattern) for name in names):
             known = sorted({f"{name.split('.')[0]}.*" for name in names})
@@ -229,15 +244,9 @@ def choose_trainable(tokenizer: Tokenizer, config: StageConfig) -> list[nn.Param
                 f"stage '{config.name}': no parameter is named '{pattern}'{nearest(pattern, known)}; "
                 f"there are {', '.join(known)}"
             )
-    chosen = []
-    for name, parameter in tokenizer.named_parameters():
-        on = name in names and any(fnmatchcase(name, pattern) for pattern in config.trainable)
-        if name.startswith("vf_head.") and config.losses.vf == 0:
-            on = False
-        parameter.requires_grad_(on)
-        if on:
-            chosen.append(parameter)
-    return chosen
+    chosen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in config.trainable)}
+    # A head that no loss reads.
+    return chosen if config.losses.vf > 0 else {name for name in chosen if not name.startswith("vf_head.")}
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, config: StageConfig) -> Adam:

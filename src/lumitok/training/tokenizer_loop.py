@@ -50,6 +50,7 @@ from lumitok.training.steps import (
     learning_rate_factor,
     set_learning_rate,
     train_step,
+    trained_names,
 )
 from lumitok.training.sums import Sums
 
@@ -369,11 +370,16 @@ def _statistics_of_start(run: Run, tokenizer: Tokenizer) -> tuple[Tensor, Tensor
 
     A diffusion network knows the latent by them, so a decoder trained anew must not change them.
     """
-    start = look_for_saved(Path(run.recipe.init).expanduser(), "tokenizer") if run.recipe.init else None
+    trained = set().union(*(trained_names(tokenizer, stage) for stage in run.recipe.stages))
+    if not run.recipe.init or {name.split(".")[0] for name in trained} & set(tokenizer.encoding_parts):
+        return None  # Without opening a second tokenizer.
+    start = look_for_saved(Path(run.recipe.init).expanduser(), "tokenizer")
     if start is None:
         return None
     before = Tokenizer.from_pretrained(start)
     mean, std = before.settings.latents_mean, before.settings.latents_std
     if mean is None or std is None or before.latent_fingerprint() != tokenizer.latent_fingerprint():
         return None
-    return torch.tensor(mean), torch.tensor(std), before.settings.latents_count
+    # As they were written; float32 would round them.
+    exact_mean, exact_std = torch.tensor([mean, std], dtype=torch.float64)
+    return exact_mean, exact_std, before.settings.latents_count
