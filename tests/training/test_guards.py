@@ -196,3 +196,18 @@ def test_a_run_that_broke_goes_on_with_the_settings_that_the_message_names(
     assert [path.name for path in checkpoints(run)][-1] == "step-00000006"
     said = capsys.readouterr().err
     assert "with stages.0.clip_norm None -> 1.0, stages.0.generator_lr 0.001 -> 0.0001" in said
+
+
+def test_weights_that_are_large_pass_and_infinite_ones_are_named(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    parameters = list(network.parameters())
+    guard = guards.Guard(tmp_path, rank=0, allowed=0)
+    guard.watch(7, [torch.zeros(1, 3, 2, 2, dtype=torch.uint8)], ["a.png"])
+    with torch.no_grad():
+        network.weight.fill_(1e30)  # Its square is beyond float32.
+    guard.check_weights(network, parameters)
+    for wrong in (float("inf"), float("nan")):
+        with torch.no_grad():
+            network.weight[0, 1] = wrong
+        with pytest.raises(LumitokError, match=r"step 7 made weights infinite .*\(parameters: weight\)"):
+            guard.check_weights(network, parameters)

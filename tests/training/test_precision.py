@@ -10,6 +10,7 @@ import torch
 
 from lumitok.errors import LumitokError
 from lumitok.training import precision
+from lumitok.training.begin import accelerator_in
 from lumitok.training.precision import choose_precision, default_device
 
 
@@ -97,3 +98,10 @@ def test_the_accelerator_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None
     for cuda, mps, kind in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         have(cuda, mps)
         assert default_device().type == kind
+
+
+def test_one_process_may_train_in_one_precision_after_the_other() -> None:
+    cpu, x = torch.device("cpu"), torch.ones(1, 1)
+    for dtype in (torch.float32, torch.bfloat16, torch.bfloat16, torch.float32):
+        with accelerator_in(dtype, cpu).autocast():
+            assert (x @ x).dtype == dtype

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumitok.config.networks import ProjectorConfig
+from lumitok.diffusion.attention import attend
 
 PERIOD = 10_000.0
 """Longest period of every sinusoid here."""
@@ -139,6 +140,21 @@ def plain_norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
+class Linear(nn.Linear):
+    """``nn.Linear`` of tokens; compiled, its bias is added where the product is read.
+
+    As a part of the matrix product the bias costs a processor one more pass over the result; the compiler
+    has one to read it anyway.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        product = F.linear(x, self.weight)
+        return product + self.bias.to(product.dtype)
+
+
 class Attention(nn.Module):
     """Self-attention, its queries and keys normalised in each head where asked.
 
@@ -149,8 +165,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, qk_norm: Literal["rms", "layer"] | None = None) -> None:
         super().__init__()
         self.head_width = width // heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         norm = {None: nn.Identity, "rms": RMSNorm, "layer": nn.LayerNorm}[qk_norm]
         self.q_norm, self.k_norm = norm(self.head_width), norm(self.head_width)
 
@@ -161,7 +177,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        seen = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        seen = attend(q.to(v.dtype), k.to(v.dtype), v)
         y: Tensor = self.proj(seen.transpose(1, 2).flatten(2))
         return y
 
@@ -171,8 +187,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
+        self.w12 = Linear(width, 2 * hidden)
+        self.w3 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
@@ -186,8 +202,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""

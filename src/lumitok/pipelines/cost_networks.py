@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -22,6 +21,7 @@ from lumitok.losses.lpips import LPIPS
 from lumitok.pipelines.cost_child import Measurement, PeakMemory, Ready, Setting, timed
 from lumitok.tokenizers import AlignTok, Tokenizer, build_tokenizer
 from lumitok.training.adversaries import Discriminators
+from lumitok.training.begin import accelerator_in
 from lumitok.training.ema import EMA
 from lumitok.training.guards import Guard
 from lumitok.training.measure import to_pictures
@@ -188,9 +188,8 @@ def run_steps(recipe: Recipe, index: int, setting: Setting, ready: Ready) -> Mea
 def _stage(recipe: Recipe, index: int, setting: Setting, folder: Path) -> Iterator[Callable[[int], None]]:
     """Set up what ``start_run`` does before the pictures, and give the function that takes a step."""
     training, stage = recipe.training, recipe.stages[index]
-    accelerator = Accelerator(
-        mixed_precision="bf16" if setting.precision == "bf16" else "no", cpu=setting.device == "cpu"
-    )
+    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    accelerator = accelerator_in(dtype, torch.device(setting.device))
     tokenizer = build_tokenizer(recipe.model, load_weights=False).to(accelerator.device)
     tokenizer.to(memory_format=torch.channels_last)
     discriminators = Discriminators.of(recipe, accelerator.device)

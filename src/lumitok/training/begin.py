@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from lumitok.config import AnyRecipe, DiffusionTrainingConfig, Section, TrainingConfig, load_any
@@ -44,14 +45,26 @@ def start_accelerator(training: TrainingConfig | DiffusionTrainingConfig, folder
     precision = choose_precision(training.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    return Accelerator(
-        mixed_precision="bf16" if precision.dtype == torch.bfloat16 else "no",
-        cpu=device.type == "cpu",
+    return accelerator_in(
+        precision.dtype,
+        device,
         log_with=None if training.tracker == "none" else training.tracker,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
         # Spectral norms evolve alike on every process; broadcasting them would break the two passes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def accelerator_in(dtype: torch.dtype, device: torch.device, **options: Any) -> Accelerator:
+    """An accelerator that computes in ``dtype`` on ``device``, whatever the last one of this process did.
+
+    Accelerate keeps the precision of a process's first accelerator and refuses any other, and a notebook or
+    the demo may well train one network in bfloat16 and the next in float32.
+    """
+    precision = "bf16" if dtype == torch.bfloat16 else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", **options)
 
 
 def start_trackers(accelerator: Accelerator, tracker: str) -> None:

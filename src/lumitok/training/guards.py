@@ -69,11 +69,12 @@ class Guard:
 
     def check_weights(self, network: nn.Module, parameters: list[nn.Parameter]) -> None:
         """Raise a LumitokError where a step has made a weight infinite or not a number."""
-        # Not the L2 norm, which is quicker: the squares of large weights overflow before these do.
-        largest = torch._foreach_norm([p.detach() for p in parameters], float("inf"))
-        if bool(torch.isfinite(torch.stack(largest)).all()):
+        norms = torch._foreach_norm([p.detach() for p in parameters])
+        if bool(torch.isfinite(torch.stack(norms)).all()):
             return
         found = _not_finite((name, p.detach()) for name, p in network.named_parameters())
+        if not found:  # The squares of large weights overflow before these do.
+            return
         place = self._write("weights", "weights", {}, found)
         raise LumitokError(
             f"step {self.step} made weights infinite or not a number{_listed(found)}; {self._checkpoint()}; "
