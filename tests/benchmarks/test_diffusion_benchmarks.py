@@ -72,3 +72,14 @@ def test_each_way_has_a_process_of_its_own(load: partial[ModuleType]) -> None:
 def test_what_is_no_checkout_is_refused(load: partial[ModuleType], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no models/lightningdit\.py"):
         load("alternating").put_first(tmp_path)
+
+
+def test_ways_to_attend_are_timed_and_told_apart_by_their_errors(
+    load: partial[ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load("attention")
+    module.main(["--tokens", "32", "--rounds", "1"])
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()[2:]]
+    errors = {" ".join(row[1:-4]): [float(value.rstrip("%")) for value in row[-2:]] for row in rows}
+    assert list(errors) == list(module.WAYS)
+    assert max(errors["lumitok"]) < 0.65 < min(errors["rounded scores"])
