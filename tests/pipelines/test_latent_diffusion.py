@@ -129,6 +129,16 @@ def test_the_progress_bar_counts_evaluations(saved: Path, capsys: pytest.Capture
     assert re.search(r"[1-9]\d*it", capsys.readouterr().err)
 
 
+def test_steps_asked_of_a_solver_that_chooses_its_own_are_refused(saved: Path) -> None:
+    pipe = LatentDiffusionPipeline.from_pretrained(saved, sampling={"solver": "dopri5"})
+    with pytest.raises(LumitokError, match="dopri5 chooses its own steps and does not heed steps; leave"):
+        pipe(class_labels=[0], num_inference_steps=7)
+    with pytest.raises(LumitokError, match="does not heed shift and steps"):
+        LatentDiffusionPipeline.from_pretrained(
+            saved, sampling={"solver": "dopri5", "steps": 7, "shift": 0.3, "rtol": 0.1}
+        )
+
+
 def test_no_class_and_no_classes(pipe: LatentDiffusionPipeline, tmp_path: Path) -> None:
     assert len(pipe(batch_size=2).images) == 2
     save_run(tmp_path / "free", pipe.tokenizer, str(tmp_path / "tokenizer"), classes=0)

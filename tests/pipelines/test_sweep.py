@@ -94,6 +94,15 @@ def test_every_combination_is_drawn_and_measured(run: str, real: Path, tmp_path:
     assert report.plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_solver_that_chooses_its_steps_may_stand_beside_one_that_does_not(
+    run: str, real: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 2, "shift": 0.5, "rtol": 0.1, "atol": 0.1}
+    report = run_sweep([run], ["solver=euler,dopri5"], real, tmp_path / "out", count=2, sampling=settings)
+    solvers = [number.protocol.solver for one in report.points for number in one.results.numbers]
+    assert solvers == ["euler, 2 steps, shift 0.5", "dopri5 (atol 0.1, rtol 0.1)"]
+
+
 def test_finished_points_are_read_and_not_made_again(
     run: str, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

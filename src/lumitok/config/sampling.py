@@ -66,3 +66,8 @@ class SamplingConfig(Section):
     def guided(self) -> bool:
         """Whether any guidance takes part."""
         return self.guidance > 1 or (self.class_guidance or 1) > 1
+
+    @property
+    def unheeded(self) -> frozenset[str]:
+        """Settings that the solver does not read."""
+        return frozenset({"steps", "shift"} if self.solver == "dopri5" else ())

@@ -38,6 +38,22 @@ def changed_sampling(sampling: SamplingConfig, changes: Mapping[str, Any]) -> Sa
         raise LumitokError(f"sampling: {first_fault(error, SamplingConfig)}") from None
 
 
+def asked_sampling(sampling: SamplingConfig, asked: Mapping[str, Any]) -> SamplingConfig:
+    """As :func:`changed_sampling`, for what somebody asks of one drawing.
+
+    Raises:
+        LumitokError: as there, or the solver does not heed what is asked for.
+    """
+    changed = changed_sampling(sampling, asked)
+    unheeded = sorted(key for key in changed.unheeded if asked.get(key) is not None)
+    if unheeded:
+        raise LumitokError(
+            f"{changed.solver} chooses its own steps and does not heed {' and '.join(unheeded)}; leave that "
+            "out, or name another solver"
+        )
+    return changed
+
+
 def sampling_beside(beside: Path | None, recipe: DiffusionRecipe | None) -> SamplingConfig:
     """What a pipeline's folder or a run's recipe says of sampling."""
     index = None if beside is None else beside / INDEX

@@ -20,6 +20,7 @@ from lumitok.evaluation.image_quality import to_uint8
 from lumitok.evaluation.pictures import to_pil
 from lumitok.nn.folders import fetch_folder
 from lumitok.pipelines.beside_network import (
+    asked_sampling,
     changed_sampling,
     guide_beside,
     recipe_beside,
@@ -119,7 +120,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             "guidance": guidance_scale,
             "guidance_interval": guidance_interval,
         }
-        sampling = changed_sampling(self.sampling, changes)
+        sampling = asked_sampling(self.sampling, changes)
         seeds = _draw_seeds(generator, batch_size if labels is None else len(labels))
         total = evaluations(sampling)
         with self.progress_bar(**({"iterable": ()} if total is None else {"total": total})) as bar:
@@ -260,7 +261,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         beside = folder.parent if folder.name == "network" else None
         recipe = recipe_beside(beside)
         network = DiffusionNetwork.from_pretrained(folder)
-        wanted = changed_sampling(sampling_beside(beside, recipe), sampling or {})
+        wanted = asked_sampling(sampling_beside(beside, recipe), sampling or {})
         guide = guide_beside(beside, wanted)
         if tokenizer is None:
             tokenizer = tokenizer_beside(beside, recipe)

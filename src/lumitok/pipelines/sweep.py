@@ -191,7 +191,7 @@ def _finish(
         folder,
         wanted,
         tokenizer=tokenizer,
-        sampling=point.sampling.model_dump(),
+        sampling=point.sampling.model_dump(exclude=set(point.sampling.unheeded)),
         batch_size=measure.batch_size,
         precision=precision,
     )

@@ -141,7 +141,7 @@ def make_points(checkpoints: Sequence[str], over: Over, sampling: Mapping[str, A
             values = dict(zip(keys, combination, strict=True))
             changes = {**sampling, **values}
             settings = _settings(sampling_beside(beside, recipe), changes)
-            if settings.solver == "dopri5" and "steps" in over:
+            if settings.unheeded & over.keys():
                 raise LumitokError("dopri5 chooses its own steps; sweep the steps of another solver")
             if step is not None and CHECKPOINT in over:
                 values = {CHECKPOINT: step, **values}
