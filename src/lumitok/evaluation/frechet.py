@@ -260,10 +260,11 @@ def _nuclear_norm(product: Tensor) -> float:
         return 0.0
     wide = product if product.shape[0] <= product.shape[1] else product.T
     squares = torch.linalg.eigvalsh(wide @ wide.T).clamp_min_(0.0)
-    values = squares.sqrt()
     # Rounding moves each square by about this much, and its root by that over the root: small singular
     # values suffer. The sum of all that bounds the error; where it is too much, the slow way is taken.
     moved = torch.finfo(torch.float64).eps * len(squares) ** 0.5 * squares[-1]
+    # What it may have made of nothing is nothing: centred features always have one such direction.
+    values = squares.where(squares > moved, 0.0).sqrt()
     bound = (moved / squares.clamp_min(float(moved)).sqrt()).nansum()
     if float(bound) <= ACCURACY * float(values.sum()):
         return float(values.sum())

@@ -6,7 +6,9 @@ contiguous and may be empty: nothing is padded, so nothing is counted twice.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -21,7 +23,21 @@ T = TypeVar("T")
 def here() -> PartialState:
     """Return this process's place among the others, joined to them where they were started together."""
     # Without an accelerator it must be told so: under torchrun it takes itself for alone otherwise.
-    return PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    state = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    if state.num_processes > 1:
+        _leave_at_the_end()
+    return state
+
+
+@cache
+def _leave_at_the_end() -> None:
+    """Part from the others before the interpreter ends: their threads would abort it in the midst of that."""
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def share(count: int) -> range:
