@@ -3,7 +3,7 @@
 A forward and a backward pass of LightningDiT-B's attention (12 heads of 64) on as many tokens in all,
 with how far results and gradients lie from float64 when the scores have the spread that is named.
 
-    python benchmarks/attention.py [--tokens 256 1024] [--spread 9] [--threads 1]
+    python benchmarks/attention.py [--tokens 256 1024] [--spread 9] [--offset 0] [--threads 1]
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024], help="of a picture")
     parser.add_argument("--spread", type=float, default=9.0, help="standard deviation of the scores")
+    parser.add_argument("--offset", type=float, default=0.0, help="of all values; a tenth of the gradient")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args(arguments)
@@ -69,8 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
     for tokens in chosen.tokens:
         draw = torch.Generator().manual_seed(0)
         shape = (max(1, TOKENS // tokens), HEADS, tokens, HEAD_WIDTH)
-        scales = (chosen.spread**0.5, chosen.spread**0.5, 1, 1)
-        inputs = [(scale * torch.randn(shape, generator=draw)).bfloat16() for scale in scales]
+        scale, offset = chosen.spread**0.5, chosen.offset
+        q, k, v, gradient = (torch.randn(shape, generator=draw) for _ in range(4))
+        inputs = [x.bfloat16() for x in (scale * q, scale * k, v + offset, gradient + offset / 10)]
         _, exact = passes(F.scaled_dot_product_attention, inputs, torch.float64)
         seconds: dict[str, list[float]] = {name: [] for name in WAYS}
         errors: dict[str, list[float]] = {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lumitok.errors import LumitokError
-from lumitok.training import precision
+from lumitok.nn import precision as nn_precision
 from lumitok.training.begin import accelerator_in
 from lumitok.training.precision import choose_precision, default_device
 
@@ -50,7 +50,7 @@ def test_a_processor_without_it_stays_in_float32(monkeypatch: pytest.MonkeyPatch
 def test_an_older_torch_is_answered_by_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     listing = tmp_path / "cpuinfo"
-    monkeypatch.setattr(precision, "Path", lambda _: listing)
+    monkeypatch.setattr(nn_precision, "Path", lambda _: listing)
     assert choose_precision("auto", "cpu").dtype == torch.float32  # There is no listing, as on macOS.
     listing.write_text("processor : 0\nmodel name : x\nflags\t\t: fpu amx_bf16 amx_tile\n\nprocessor : 1\n")
     assert choose_precision("auto", "cpu").dtype == torch.bfloat16

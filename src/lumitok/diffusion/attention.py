@@ -1,4 +1,4 @@
-"""Attention of queries to keys, by the quickest way that the machine has and that loses nothing."""
+"""Attention of queries to keys, with a way of its own where a processor is trained on in bfloat16."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-MOST_TOKENS = 1024
-"""Beyond, a matrix of all pairs costs more memory than it saves time."""
+from lumitok.nn.precision import bfloat16_units, full_precision
+
+HAS_UNITS = bool(bfloat16_units())
+"""Whether this processor multiplies bfloat16 in hardware."""
+MOST_PAIRS = 2**26
+"""Pairs of a query and a key, in all heads and samples, whose weights a block may keep: two bytes each, and
+eight more for a moment. For more of them there is torch's fused attention, which keeps none."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Queries, keys and values (B, heads, N, head width) -> ``softmax(q k^T / sqrt(head width)) v``.
 
-    torch's fused attention, but for bfloat16 on a processor: there the fused kernel is slow, and matrix
-    products are not (``benchmarks/attention.py``).
+    It is torch's fused attention, but where gradients are wanted of bfloat16 on a processor that multiplies
+    it: there a pass there and back by whole matrices takes half the time (``benchmarks/attention.py``).
     """
-    bfloat16 = q.dtype == k.dtype == v.dtype == torch.bfloat16
-    if q.device.type == "cpu" and bfloat16 and k.shape[-2] <= MOST_TOKENS:
+    wanted = q.dtype == k.dtype == v.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    fits = q.shape[:-1].numel() * k.shape[-2] <= MOST_PAIRS
+    if wanted and fits and q.device.type == "cpu" and HAS_UNITS:
         seen: Tensor = _MatrixAttention.apply(q, k, v)
         return seen
     return F.scaled_dot_product_attention(q, k, v)
@@ -37,19 +44,22 @@ class _MatrixAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See :func:`attend`."""
-        scale = q.shape[-1] ** -0.5
-        with torch.autocast("cpu", enabled=False):
-            p = ((q.float() * scale) @ k.float().transpose(-2, -1)).softmax(-1).to(v.dtype)
+        ctx.scale = q.shape[-1] ** -0.5
+        with full_precision(q):
+            p = ((q.float() * ctx.scale) @ k.float().transpose(-2, -1)).softmax(-1).to(v.dtype)
             ctx.save_for_backward(q, k, v, p)
-            ctx.scale = scale
             seen: Tensor = p @ v
             return seen
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (B, heads, N, head width) -> those of queries, keys and values."""
         q, k, v, p = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
+        with full_precision(q):
             g = g.to(v.dtype)
-            ds = torch._softmax_backward_data(g @ v.transpose(-2, -1), p, -1, p.dtype) * ctx.scale
+            # What all values share adds the same to all of a query's g v^T and leaves ds as it is, but the
+            # rounding of large sums would not.
+            centred = (v - v.mean(-2, keepdim=True, dtype=torch.float32)).to(v.dtype)
+            ds = torch._softmax_backward_data(g @ centred.transpose(-2, -1), p, -1, p.dtype) * ctx.scale
             return ds @ k, ds.transpose(-2, -1) @ q, p.transpose(-2, -1) @ g

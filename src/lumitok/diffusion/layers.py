@@ -141,18 +141,21 @@ def plain_norm(width: int) -> nn.LayerNorm:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` of tokens; compiled, its bias is added where the product is read.
+    """``nn.Linear`` with bias; compiled for a processor, the bias is added where the product is read.
 
-    As a part of the matrix product the bias costs a processor one more pass over the result; the compiler
-    has one to read it anyway.
+    As a part of the matrix product the bias costs one more pass over the result; the compiler has one to
+    read it anyway.
     """
 
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        product = F.linear(x, self.weight)
-        return product + self.bias.to(product.dtype)
+        """(..., width) -> (..., out)."""
+        if x.device.type == "cpu" and torch.compiler.is_compiling():
+            product = F.linear(x, self.weight)
+            return product + self.bias.to(product.dtype)
+        return super().forward(x)
 
 
 class Attention(nn.Module):

@@ -201,8 +201,8 @@ class _Files(PictureSource):
         elif image.size != (self.size, self.size):
             raise LumitokError(
                 f"the pictures of '{self.path}' are of several sizes: {self._first!r} has {self.size} x "
-                f"{self.size} px, {self.names[index]!r} {image.width} x {image.height}; give a size to crop "
-                f"all of them to, or keep those of one size apart"
+                f"{self.size} px, {self.names[index]!r} {image.width} x {image.height}; give a size "
+                f"(--size PX) to crop all of them to, or keep those of one size apart"
             )
         return np.asarray(image, dtype=np.uint8)
 
@@ -388,7 +388,7 @@ def _square(width: int, height: int, what: str) -> int:
     if width != height:
         raise LumitokError(
             f"{what} has {width} x {height} px (width x height); pictures are judged as squares: give a size "
-            "to crop them to"
+            "(--size PX) to crop them to"
         )
     return width
 

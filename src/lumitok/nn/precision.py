@@ -1,12 +1,16 @@
-"""Computing in full precision: inside an autocast region, or on a GPU that would take TF32."""
+"""Number formats: full precision inside an autocast region or beside TF32, and who multiplies bfloat16."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+# Flags of x86 processors that multiply bfloat16 matrices in hardware, as Linux and torch name them.
+FAST_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
@@ -32,3 +36,23 @@ def exact_float32() -> Iterator[None]:
         # In this order: switching TF32 on makes a choice of "medium" into "high".
         convolutions.allow_tf32, products.allow_tf32 = before
         torch.set_float32_matmul_precision(chosen)
+
+
+def bfloat16_units() -> list[str]:
+    """What this processor multiplies bfloat16 matrices with, by name; empty: it emulates them, slowly."""
+    flags = _cpu_flags()
+    return [name for flag, name in FAST_BFLOAT16.items() if flag in flags]
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Return which of the processor's features are known, by the names Linux gives them."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # Older torch has none.
+    if capabilities is not None:
+        return frozenset(name for name, present in capabilities().items() if present is True)
+    listing = Path("/proc/cpuinfo")
+    if not listing.is_file():
+        return frozenset()
+    for line in listing.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()

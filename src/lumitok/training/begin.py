@@ -56,15 +56,21 @@ def start_accelerator(training: TrainingConfig | DiffusionTrainingConfig, folder
 
 
 def accelerator_in(dtype: torch.dtype, device: torch.device, **options: Any) -> Accelerator:
-    """An accelerator that computes in ``dtype`` on ``device``, whatever the last one of this process did.
+    """An accelerator that computes in ``dtype``, whatever the last one of this process computed in.
 
-    Accelerate keeps the precision of a process's first accelerator and refuses any other, and a notebook or
-    the demo may well train one network in bfloat16 and the next in float32.
+    Accelerate keeps the precision of a process's first accelerator and refuses any other, and a notebook may
+    well train one network in bfloat16 and the next in float32. Accelerators share what they know, so none
+    from before may be used any more, and the device is the first one's.
     """
     precision = "bf16" if dtype == torch.bfloat16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", **options)
+
+
+def number_format(accelerator: Accelerator) -> str:
+    """What an accelerator computes in, for people."""
+    return "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
 
 
 def start_trackers(accelerator: Accelerator, tracker: str) -> None:

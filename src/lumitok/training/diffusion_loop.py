@@ -20,6 +20,7 @@ from lumitok.diffusion.sampling import sample
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.foundation import trained_state
 from lumitok.tokenizers import Tokenizer
+from lumitok.training.begin import number_format
 from lumitok.training.checkpoint import (
     load_optimizer_tensors,
     load_tensors,
@@ -144,7 +145,7 @@ def _introduce(run: DiffusionRun, journal: Journal) -> None:
     labels = f"{len(run.store.classes)} classes" if run.network.null_label else "no classes, so no guidance"
     journal.say(
         f"{run.recipe.name or run.folder}: {count / 1e6:.2f} M trainable parameters on "
-        f"{run.accelerator.device} ({run.accelerator.mixed_precision}), "
+        f"{run.accelerator.device} ({number_format(run.accelerator)}), "
         f"{run.accelerator.num_processes} process(es); {run.store.count} latents of {shape}, {labels}; "
         f"writing to {run.folder}"
     )

@@ -72,9 +72,9 @@ class Guard:
         norms = torch._foreach_norm([p.detach() for p in parameters])
         if bool(torch.isfinite(torch.stack(norms)).all()):
             return
+        if all(bool(torch.isfinite(p).all()) for p in parameters):
+            return  # The squares of large weights overflow before these do.
         found = _not_finite((name, p.detach()) for name, p in network.named_parameters())
-        if not found:  # The squares of large weights overflow before these do.
-            return
         place = self._write("weights", "weights", {}, found)
         raise LumitokError(
             f"step {self.step} made weights infinite or not a number{_listed(found)}; {self._checkpoint()}; "

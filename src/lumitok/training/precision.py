@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lumitok.errors import LumitokError
-
-# Flags of x86 processors that multiply bfloat16 matrices in hardware, as Linux and torch name them.
-FAST_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+from lumitok.nn.precision import bfloat16_units
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def choose_precision(setting: Literal["auto", "fp32", "bf16"], device: torch.dev
 def _fast_bfloat16(device: torch.device) -> tuple[bool, str]:
     """Say whether ``device`` computes bfloat16 faster than float32, and how that is known."""
     if device.type == "cpu":
-        found = [name for flag, name in FAST_BFLOAT16.items() if flag in _cpu_flags()]
+        found = bfloat16_units()
         if found:
             return True, f"the processor has {' and '.join(found)}"
         return False, "the processor has neither AMX nor AVX512-BF16, so bfloat16 would be slower"
@@ -70,17 +67,3 @@ def _fast_bfloat16(device: torch.device) -> tuple[bool, str]:
             return True, f"{name} has compute capability {major}.{minor}"
         return False, f"{name} has compute capability {major}.{minor}, and fast bfloat16 begins at 8.0"
     return False, f"on {device.type} float32 is the safe choice"
-
-
-def _cpu_flags() -> frozenset[str]:
-    """Return which of the processor's features are known, by the names Linux gives them."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # Older torch has none.
-    if capabilities is not None:
-        return frozenset(name for name, present in capabilities().items() if present is True)
-    listing = Path("/proc/cpuinfo")
-    if not listing.is_file():
-        return frozenset()
-    for line in listing.read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()

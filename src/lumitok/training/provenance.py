@@ -8,6 +8,7 @@ from lumitok import __version__
 from lumitok.evaluation.curves import read_history
 from lumitok.evaluation.image_quality import PROTOCOL
 from lumitok.tokenizers.provenance import Measurement, Provenance
+from lumitok.training.begin import number_format
 from lumitok.training.journal import HISTORY
 from lumitok.training.setup import Run
 
@@ -51,8 +52,7 @@ def _last_measurement(run: Run) -> Measurement | None:
         values=last["values"],
         protocol=(
             "Averaged weights, reconstructions of the posterior's mean, centre-cropped to "
-            f"{run.recipe.model.image_size} px, in the run's precision ({run.accelerator.mixed_precision}: "
-            f"autocast). {PROTOCOL}"
+            f"{run.recipe.model.image_size} px, in {number_format(run.accelerator)}. {PROTOCOL}"
         ),
         step=last["step"],
     )

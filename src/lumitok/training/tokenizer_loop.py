@@ -19,6 +19,7 @@ from lumitok.errors import LumitokError
 from lumitok.evaluation.image_quality import to_uint8
 from lumitok.foundation import trained_state
 from lumitok.tokenizers import AlignTok, Tokenizer
+from lumitok.training.begin import number_format
 from lumitok.training.checkpoint import (
     DISCRIMINATOR,
     Best,
@@ -168,7 +169,7 @@ def introduce(run: Run, journal: Journal) -> None:
     held_out = sum(len(p) for p in run.held_out.values())
     journal.say(
         f"{run.recipe.name or run.folder}: {counts / 1e6:.2f} M trainable parameters on "
-        f"{run.accelerator.device} ({run.accelerator.mixed_precision}), "
+        f"{run.accelerator.device} ({number_format(run.accelerator)}), "
         f"{run.accelerator.num_processes} process(es); {len(run.pictures)} pictures to train on, "
         f"{held_out} held out{'; ' + left_out if left_out else ''}; writing to {run.folder}"
     )
