@@ -15,7 +15,7 @@ HAS_UNITS = bool(bfloat16_units())
 """Whether this processor multiplies bfloat16 in hardware."""
 MOST_PAIRS = 2**26
 """Pairs of a query and a key, in all heads and samples, whose weights a block may keep: two bytes each, and
-eight more for a moment. For more of them there is torch's fused attention, which keeps none."""
+twelve more for a moment. For more of them there is torch's fused attention, which keeps none."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
