@@ -85,8 +85,6 @@ def parse_over(given: Sequence[str]) -> Over:
         over[key] = list(dict.fromkeys(read))
     if not over:
         raise LumitokError(f"name what is swept, such as guidance=1,1.5,2; known: {', '.join(SWEPT)}")
-    if "steps" in over and "dopri5" in over.get("solver", []):
-        raise LumitokError("dopri5 chooses its own steps; sweep the steps of the other solvers")
     return over
 
 
@@ -141,8 +139,9 @@ def make_points(checkpoints: Sequence[str], over: Over, sampling: Mapping[str, A
             values = dict(zip(keys, combination, strict=True))
             changes = {**sampling, **values}
             settings = _settings(sampling_beside(beside, recipe), changes)
-            if settings.unheeded & over.keys():
-                raise LumitokError("dopri5 chooses its own steps; sweep the steps of another solver")
+            if unheeded := sorted(settings.unheeded & over.keys()):
+                swept = " and ".join(unheeded)
+                raise LumitokError(f"{settings.solver} chooses its own steps; sweep {swept} of others")
             if step is not None and CHECKPOINT in over:
                 values = {CHECKPOINT: step, **values}
             # In the order that they were named in, the checkpoint too.
